@@ -1,0 +1,285 @@
+"""One typed, validated set of settings behind ``sopt.train``, the command line and ``config.yaml``.
+
+Every setting is a field of :class:`TrainConfig`, with its help text beside it; no other module
+repeats a name, a default or a rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import InputError, nearest
+
+METHODS = ("selective", "backprop-high", "backprop-low", "zeroth-order")
+SCHEDULES = ("dtap", "tap", "random", "reversed")
+NOISES = ("gaussian", "rademacher")
+RESUME = ("auto", "never")
+
+# The methods that are the selective trainer with a constant schedule and a resolution.
+_IMPLIED: dict[str, dict[str, float]] = {
+    "selective": {},
+    "backprop-high": {"schedule": 0.0, "low_res_ratio": 1.0},
+    "backprop-low": {"schedule": 0.0},
+    "zeroth-order": {"schedule": 1.0},
+}
+
+# Settings that say where and when the files are written; no bit of the adapter depends on them.
+_WITHOUT_EFFECT_ON_BITS = ("output", "checkpoint_every", "resume")
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of a run; make one with :meth:`create`, which checks them.
+
+    ``lr``, ``zo_lr``, ``eps`` and ``num_perturbations`` are not published for the method
+    (arXiv 2507.10029): these values are ours, tuned on the bundled model. Rank 4, the schedule's
+    constants, the ratios and 1000 steps are the paper's.
+
+    Example:
+        >>> config = TrainConfig.create(images="dog", prompt="a sks dog", output="runs/dog")
+        >>> config.method, config.rank, config.schedule
+        ('selective', 4, 'dtap')
+    """
+
+    images: Any = field(metadata=_help("pictures of the subject: a folder, files, or PIL images"))
+    prompt: str = field(
+        metadata=_help("text that stands for the subject, with a rare word: 'a sks dog'")
+    )
+    output: str = field(
+        metadata=_help("run folder; made if missing, continued if it holds the same run")
+    )
+    model: Any = field(
+        default="tiny",
+        metadata=_help(
+            "'tiny' (bundled), a diffusers folder, a hub id, or a loaded StableDiffusionPipeline"
+        ),
+    )
+    method: str = field(default="selective", metadata=_help(f"one of {', '.join(METHODS)}"))
+    steps: int = field(default=1000, metadata=_help("training steps, at least 1"))
+    seed: int = field(
+        default=0, metadata=_help("seed of all the run's random draws, in [0, 2**64)")
+    )
+    resolution: int | None = field(
+        default=None,
+        metadata=_help(
+            "side of the training pictures in pixels, a multiple of the VAE's factor; "
+            "the model's own if not given"
+        ),
+    )
+    rank: int = field(default=4, metadata=_help("rank of the LoRA adapter, at least 1"))
+    schedule: str | float | Callable[[int, int], float] = field(
+        default="dtap",
+        metadata=_help(
+            "chance that a step is zeroth-order: dtap, tap, random (0.25), reversed (1 - dtap), a "
+            "number in [0, 1], or in Python a callable (step, timestep) -> probability"
+        ),
+    )
+    low_res_ratio: float = field(
+        default=0.5,
+        metadata=_help(
+            "side of the pictures of backprop steps as a share of the resolution, in (0, 1]"
+        ),
+    )
+    lr: float = field(
+        default=1e-3, metadata=_help("learning rate of the backprop steps (AdamW), above 0")
+    )
+    zo_lr: float = field(
+        default=1e-3,
+        metadata=_help(
+            "learning rate of the zeroth-order steps (SGD), any finite number; "
+            "0 skips the update and a negative one ascends, both for control experiments"
+        ),
+    )
+    eps: float = field(
+        default=1e-2, metadata=_help("size of the zeroth-order perturbation, above 0")
+    )
+    num_perturbations: int = field(
+        default=4, metadata=_help("two-sided perturbations per zeroth-order step, at least 1")
+    )
+    noise: str = field(
+        default="gaussian", metadata=_help(f"noise of the perturbations: {' or '.join(NOISES)}")
+    )
+    checkpoint_every: int = field(
+        default=50, metadata=_help("steps between two checkpoints, at least 1")
+    )
+    resume: str = field(
+        default="auto",
+        metadata=_help("auto continues an interrupted run in the output folder, never refuses one"),
+    )
+    device: str | None = field(
+        default=None,
+        metadata=_help("where to train: cpu, cuda, cuda:1; the GPU if there is one, if not given"),
+    )
+
+    @classmethod
+    def create(cls, **settings: Any) -> TrainConfig:
+        """Checked settings; those not given get their default, or what ``method`` implies.
+
+        Pass what the user set and nothing else: a schedule given beside a method that has its own
+        is refused rather than ignored.
+
+        Raises:
+            InputError: An unknown name or value (the nearest known one is suggested), a missing
+                setting, a value outside its range, or two settings that exclude each other.
+        """
+        known = {setting.name: setting for setting in fields(cls)}
+        for name in settings:
+            if name not in known:
+                raise InputError(f"unknown setting {name!r}: {nearest(name, known)}")
+        for name, setting in known.items():
+            if name not in settings and setting.default is MISSING:
+                raise InputError(f"{name} is missing: {setting.metadata['help']}")
+        method = _choice("method", settings.get("method", "selective"), METHODS)
+        checked = {name: _checked(name, value) for name, value in settings.items()}
+        for name, implied in _IMPLIED[method].items():
+            if checked.setdefault(name, implied) != implied:
+                raise InputError(
+                    f"{name}={settings[name]!r} does not go with method={method!r}, "
+                    f"which means {name}={implied:g}"
+                )
+        return cls(**checked)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, **overrides: Any) -> TrainConfig:
+        """The settings in a YAML file, such as a run's ``config.yaml``, then ``overrides``.
+
+        Raises:
+            InputError: As :meth:`create`; or the file is missing or is not a YAML mapping.
+        """
+        return cls.create(**(_read_yaml(Path(path)) | overrides))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values; pictures, pipelines and callables as descriptions."""
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
+
+    def to_yaml(self) -> str:
+        """The settings as YAML text, in the order of the fields."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def bits(self) -> dict[str, Any]:
+        """The settings that the adapter's bits depend on, as plain values."""
+        return {k: v for k, v in self.to_dict().items() if k not in _WITHOUT_EFFECT_ON_BITS}
+
+
+def _checked(name: str, value: Any) -> Any:
+    """``value`` in the type of the setting ``name``, or an InputError naming the rule."""
+    match name:
+        case "prompt":
+            if not isinstance(value, str) or not value.strip():
+                raise InputError(f"prompt must be a text that is not empty, got {value!r}")
+            return value
+        case "output":
+            if not isinstance(value, (str, Path)) or not str(value):
+                raise InputError(f"output must be the path of a folder, got {value!r}")
+            return str(value)
+        case "model":
+            return str(value) if isinstance(value, Path) else value
+        case "images":
+            if isinstance(value, (list, tuple)) and not value:
+                raise InputError("images must name at least one picture, got an empty list")
+            return value
+        case "method":
+            return _choice(name, value, METHODS)
+        case "noise":
+            return _choice(name, value, NOISES)
+        case "resume":
+            return _choice(name, value, RESUME)
+        case "steps" | "rank" | "num_perturbations" | "checkpoint_every":
+            return _integer(name, value, 1, 2**32)
+        case "seed":
+            return _integer(name, value, 0, 2**64)
+        case "resolution":
+            return None if value is None else _integer(name, value, 1, 2**16)
+        case "low_res_ratio":
+            ratio = _number(name, value)
+            if not 0 < ratio <= 1:
+                raise InputError(f"low_res_ratio must be in (0, 1], got {value!r}")
+            return ratio
+        case "lr" | "eps":
+            number = _number(name, value)
+            if number <= 0:
+                raise InputError(f"{name} must be above 0, got {value!r}")
+            return number
+        case "zo_lr":
+            return _number(name, value)
+        case "schedule":
+            return _schedule(value)
+        case "device":
+            if value is not None and not isinstance(value, str):
+                raise InputError(f"device must be a name such as 'cpu' or 'cuda', got {value!r}")
+            return value
+    raise AssertionError(f"the setting {name} has no rule")
+
+
+def _schedule(value: Any) -> Any:
+    if callable(value) or value in SCHEDULES:
+        return value
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"unknown schedule {value!r}: {nearest(value, SCHEDULES)}; "
+            "a number in [0, 1] or a callable will do too"
+        ) from None
+    if not 0 <= share <= 1:
+        raise InputError(f"a schedule that is a number must be in [0, 1], got {value!r}")
+    return share
+
+
+def _choice(name: str, value: Any, known: Sequence[str]) -> str:
+    if value not in known:
+        raise InputError(f"unknown {name} {value!r}: {nearest(value, known)}")
+    return value
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < high:
+        raise InputError(f"{name} must be a whole number in [{low}, {high}), got {value!r}")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    # YAML 1.1 reads 1e-3, without a dot, as text: so text that is a number counts as one.
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            if math.isfinite(number := float(value)):
+                return number
+        except ValueError:
+            pass
+    raise InputError(f"{name} must be a finite number, got {value!r}")
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "size") and hasattr(value, "mode"):
+        return "a picture of {} x {} pixels given as an object".format(*value.size)
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"the callable {value.__module__}.{value.__qualname__}"
+    return f"a {type(value).__name__} given as an object"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the settings in {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a YAML file: {str(error).splitlines()[0]}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} must be a mapping of settings, got {type(settings).__name__}")
+    return settings
