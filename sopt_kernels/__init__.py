@@ -1,0 +1,9 @@
+"""Exact zeroth-order kernels: counter-based noise added to tensors, the same bits everywhere."""
+
+from ._registry import Body, backends
+from ._streams import stream_id
+from .ops.add_noise import add_noise_, noise
+from .ops.philox4x32 import philox4x32
+from .ops.write_noisy import write_noisy_
+
+__all__ = ["Body", "add_noise_", "backends", "noise", "philox4x32", "stream_id", "write_noisy_"]

@@ -1,0 +1,131 @@
+"""Loads libsopt_cpu (csrc/) through ctypes, and says why when it cannot."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import warnings
+from collections.abc import Callable
+from ctypes import c_char_p, c_float, c_int, c_int64, c_uint64, c_void_p
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ABI_VERSION = 1  # SOPT_ABI_VERSION in csrc/include/sopt.h
+DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # sopt_dtype
+# The C types of sopt.h. ctypes refuses arguments of a wrong kind, but wraps an integer that is
+# out of range without a word: ranges are checked in Python before the call.
+PTR, I64, U64, F32, ENUM = c_void_p, c_int64, c_uint64, c_float, c_int
+
+_SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
+
+LIBRARIES: dict[str, ctypes.CDLL] = {}  # device type -> loaded library
+UNAVAILABLE: dict[str, str] = {}  # device type -> why there is none
+SIGNATURES: dict[str, tuple] = {}  # C function -> argument types, for tests/test_c_library.py
+
+
+class TensorEntry(ctypes.Structure):
+    """``sopt_tensor`` of sopt.h."""
+
+    _fields_ = [
+        ("out", c_void_p),
+        ("base", c_void_p),
+        ("numel", c_int64),
+        ("stream", c_uint64),
+        ("dtype", c_int64),
+    ]
+
+
+def bind(device_type: str, name: str, *argtypes: type) -> Callable[..., int] | None:
+    """The C function ``name``, typed and raising on error; None if its library is absent."""
+    SIGNATURES[name] = argtypes
+    if device_type not in LIBRARIES:
+        return None
+    function = getattr(LIBRARIES[device_type], name)
+    function.argtypes, function.restype, function.errcheck = argtypes, c_int, _raise_on_error
+    return function
+
+
+def pointer(x: Tensor) -> int:
+    """Address of the first element: the last check before ``x`` becomes raw memory."""
+    if not x.is_contiguous():
+        raise ValueError(f"x must be contiguous, got shape {tuple(x.shape)}, strides {x.stride()}")
+    return x.data_ptr()
+
+
+def tensor_table(out: list[Tensor], base: list[Tensor], streams: list[int]) -> ctypes.Array:
+    """The lists as an array of ``sopt_tensor``; kept while pointers, sizes and streams stay."""
+    columns = (
+        tuple(map(pointer, out)),
+        tuple(map(pointer, base)),
+        tuple(x.numel() for x in out),
+        tuple(streams),
+        tuple(DTYPE_CODE[x.dtype] for x in out),
+    )
+    return _tensor_table(columns)
+
+
+@lru_cache(maxsize=64)  # a pure function of its argument: an address that was reused is no harm
+def _tensor_table(columns: tuple[tuple[int, ...], ...]) -> ctypes.Array:
+    rows = list(zip(*columns, strict=True))
+    return (TensorEntry * len(rows))(*rows)
+
+
+def cpu_level() -> str:
+    """Instruction-set level of libsopt_cpu on this processor; "" without the library."""
+    return _cpu_level().decode() if "cpu" in LIBRARIES else ""
+
+
+def _raise_on_error(status: int, function: Callable, arguments: tuple) -> int:
+    if status:
+        raise RuntimeError(_last_error().decode())
+    return status
+
+
+def library_path(device_type: str) -> Path:
+    """Where setup.py installs the library of ``device_type``."""
+    return Path(__file__).parent / "native" / "lib" / f"libsopt_{device_type}{_SUFFIX}"
+
+
+def _load_cpu() -> None:
+    path = library_path("cpu")
+    if path.exists():  # one that is there and does not load is a broken install: OSError
+        LIBRARIES["cpu"] = ctypes.CDLL(str(path))
+        return
+    UNAVAILABLE["cpu"] = (
+        f"{path.name} is not installed: no C++ compiler was found then, or SOPT_BUILD was none"
+    )
+    warnings.warn(
+        f"{UNAVAILABLE['cpu']}. The plain-PyTorch kernels give the same bits, slowly; reinstall "
+        "where there is a C++ compiler for fast ones.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _use_torch_threads() -> None:
+    """Run libsopt_cpu on PyTorch's threads: a pool of its own would compete with them.
+
+    ``torch_parallel_for`` is in PyTorch's stable C interface since 2.10.
+    """
+    libtorch = ctypes.CDLL(torch._C.__file__)  # symbols of all it depends on, wherever installed
+    set_parallel_for = bind("cpu", "sopt_set_parallel_for", PTR)
+    assert set_parallel_for is not None
+    set_parallel_for(ctypes.cast(libtorch.torch_parallel_for, PTR))
+
+
+def _text(name: str) -> Callable[[], bytes]:
+    function = getattr(LIBRARIES["cpu"], name)
+    function.argtypes, function.restype = (), c_char_p
+    return function
+
+
+_load_cpu()
+if "cpu" in LIBRARIES:
+    _last_error, _cpu_level = _text("sopt_last_error"), _text("sopt_cpu_level")
+    _found = LIBRARIES["cpu"].sopt_abi_version()
+    if _found != ABI_VERSION:
+        raise ImportError(f"libsopt_cpu has ABI {_found}, need {ABI_VERSION}: reinstall sopt")
+    _use_torch_threads()
