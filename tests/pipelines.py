@@ -1,0 +1,99 @@
+"""A pipeline of the Stable Diffusion kind with random weights, small enough for quick tests."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+PROMPT = "a sks dog"
+RESOLUTION = 32  # pixels; VAE factor 4, two U-Net levels
+
+
+def micro_pipeline(seed: int = 0, prediction_type: str = "epsilon") -> StableDiffusionPipeline:
+    """The pipeline in float32; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _build(prediction_type)
+
+
+def save_micro_pipeline(folder: Path, **options) -> Path:
+    """The pipeline as a diffusers folder."""
+    micro_pipeline(**options).save_pretrained(folder)
+    return folder
+
+
+def save_pictures(folder: Path, count: int = 3) -> Path:
+    """Pictures that differ from each other, as PNG files."""
+    folder.mkdir()
+    for index in range(count):
+        picture = Image.linear_gradient("L").resize((40, 48)).rotate(30 * index)
+        Image.merge("RGB", [picture, picture.rotate(90), picture]).save(folder / f"{index}.png")
+    return folder
+
+
+def _build(prediction_type: str) -> StableDiffusionPipeline:
+    tokenizer = _tokenizer()
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=16,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(4, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+        sample_size=RESOLUTION,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=RESOLUTION // 4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _tokenizer() -> CLIPTokenizer:
+    symbols = [*string.ascii_lowercase, *(letter + "</w>" for letter in string.ascii_lowercase)]
+    symbols += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {symbol: index for index, symbol in enumerate(symbols)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16, pad_token="<|endoftext|>")
