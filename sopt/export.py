@@ -63,8 +63,9 @@ def save_kohya_lora(
     prediction_type: str,
     cross_attention_dim: int,
 ) -> None:
-    """Write the layout of kohya's sd-scripts, read by ComfyUI, A1111 and their relatives:
-    ``lora_unet_<module with underscores>`` + ``.lora_down.weight``, ``.lora_up.weight``, ``.alpha``.
+    """Write the layout of kohya's sd-scripts, which ComfyUI, A1111 and their relatives read: keys
+    ``lora_unet_<module with underscores>`` with the endings ``.lora_down.weight`` (rank, in),
+    ``.lora_up.weight`` (out, rank) and ``.alpha`` (a scalar).
 
     The header names the base model (a web UI hides a file whose base it cannot tell): the SD2
     family where the text encoder's width says so, else SD1, whose layout every other model of this

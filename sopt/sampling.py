@@ -1,0 +1,213 @@
+"""Pictures from a model and an adapter: the very ones stock diffusers draws, and grids of them.
+
+Libraries that take seconds to import are imported on use: the command line reads the signature
+and the defaults of :func:`generate` and reports wrong settings at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+STEPS = 25  # of the model's own scheduler
+GUIDANCE = 7.5  # diffusers' default for Stable Diffusion
+ADAPTER_NAME = "sopt"  # the adapter's name inside the pipeline
+GRID_GAP = 4  # pixels between the pictures of a grid
+LABEL_HEIGHT = 14  # pixels
+
+
+def generate(
+    model: Any = "tiny",
+    adapter: Any = None,
+    *,
+    prompt: str,
+    seed: int = 0,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    negative_prompt: str | None = None,
+    adapter_scale: float = 1.0,
+    num_images: int = 1,
+    resolution: int | None = None,
+    device: str | None = None,
+) -> list[Image.Image]:
+    """Draw ``num_images`` pictures of ``prompt``.
+
+    A stock ``StableDiffusionPipeline`` with the model's own scheduler draws them, so these are the
+    pictures that diffusers gives for ``load_lora_weights(adapter)`` and the generator
+    ``torch.Generator("cpu").manual_seed(seed + i)`` for picture ``i``. PyTorch's global generators
+    are neither read nor advanced.
+
+    Args:
+        model: "tiny" (bundled), a diffusers folder, a hub id or a loaded pipeline, which is
+            left as it is.
+        adapter: A run's folder, a LoRA file of diffusers or kohya, or what ``train`` returned.
+        prompt, negative_prompt: Texts, cut at the text encoder's length.
+        seed: Of the first picture, in [0, 2**64).
+        steps: Denoising steps, at least 1.
+        guidance: Classifier-free guidance scale; up to 1 there is none and a step costs half.
+        adapter_scale: Factor on the adapter's weights; 0 is the model alone.
+        num_images: Drawn one after the other, in the memory of one.
+        resolution: Side in pixels, a multiple of the VAE's factor; the model's own if not given.
+        device: Where to draw; the GPU if there is one, if not given.
+
+    Raises:
+        InputError: A value out of range, or an adapter that is missing, damaged or of another
+            model.
+
+    Example:
+        >>> pictures = generate(adapter="runs/dog", prompt="a sks dog on the beach", seed=1)
+        >>> pictures[0].save("beach.png")
+    """
+    _check_settings(prompt, seed, steps, guidance, adapter_scale, num_images)
+    file = None if adapter is None else _adapter_file(adapter)
+
+    import torch
+
+    from .models import open_model
+
+    opened = open_model(model)
+    factor = opened.vae_factor
+    side = opened.native_resolution if resolution is None else resolution
+    if side < factor or side % factor:
+        raise InputError(
+            f"resolution must be a positive multiple of the VAE's factor {factor}, got {resolution}"
+        )
+    pipeline = opened.pipeline()
+    if file is not None:
+        _check_fit(file, pipeline.unet)
+        pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=ADAPTER_NAME)
+        pipeline.set_adapters([ADAPTER_NAME], adapter_weights=[float(adapter_scale)])
+    pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipeline.set_progress_bar_config(disable=True)
+    return [
+        pipeline(
+            prompt,
+            negative_prompt=negative_prompt,
+            height=side,
+            width=side,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=torch.Generator("cpu").manual_seed(seed + number),
+        ).images[0]
+        for number in range(num_images)
+    ]
+
+
+def picture_grid(
+    rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] | None = None
+) -> Image.Image:
+    """Pictures side by side on white, each row under its label.
+
+    Cells have the size of the largest picture; smaller ones stand at the top left of theirs.
+
+    Example:
+        >>> before, after = [Image.new("RGB", (64, 64))] * 4, [Image.new("RGB", (64, 64))] * 4
+        >>> picture_grid([before, after], ["before", "after"]).size
+        (276, 168)
+    """
+    pictures = [picture for row in rows for picture in row]
+    if not pictures or (labels is not None and len(labels) != len(rows)):
+        raise InputError(
+            f"picture_grid needs pictures and one label per row, got {len(pictures)} pictures in "
+            f"{len(rows)} rows and labels {labels!r}"
+        )
+    width = max(picture.width for picture in pictures)
+    height = max(picture.height for picture in pictures)
+    header = LABEL_HEIGHT if labels else 0
+    columns = max(len(row) for row in rows)
+    grid = Image.new(
+        "RGB",
+        (
+            GRID_GAP + columns * (width + GRID_GAP),
+            GRID_GAP + len(rows) * (header + height + GRID_GAP),
+        ),
+        "white",
+    )
+    draw = ImageDraw.Draw(grid)
+    for number, row in enumerate(rows):
+        top = GRID_GAP + number * (header + height + GRID_GAP)
+        if labels:
+            font = ImageFont.load_default(LABEL_HEIGHT - 3)
+            draw.text((GRID_GAP, top - 2), labels[number], fill="black", font=font)
+        for column, picture in enumerate(row):
+            grid.paste(picture, (GRID_GAP + column * (width + GRID_GAP), top + header))
+    return grid
+
+
+def _check_settings(
+    prompt: str, seed: int, steps: int, guidance: float, adapter_scale: float, num_images: int
+) -> None:
+    if not isinstance(prompt, str):
+        raise InputError(f"prompt must be a text, got {prompt!r}")
+    for name, count in [("steps", steps), ("num_images", num_images)]:
+        if not isinstance(count, int) or count < 1:
+            raise InputError(f"{name} must be a whole number, at least 1, got {count!r}")
+    if not isinstance(seed, int) or not 0 <= seed <= 2**64 - num_images:
+        raise InputError(
+            f"seed must be a whole number, and so must those of {num_images} pictures counted "
+            f"from it, in [0, 2**64), got {seed!r}"
+        )
+    for name, number in [("guidance", guidance), ("adapter_scale", adapter_scale)]:
+        if not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise InputError(f"{name} must be a finite number, got {number!r}")
+
+
+def _adapter_file(adapter: Any) -> Path:
+    from .export import DIFFUSERS_FILE
+
+    path = Path(getattr(adapter, "adapter", adapter)).expanduser()  # train's result has .adapter
+    if path.is_dir() and not (path / DIFFUSERS_FILE).is_file():
+        raise InputError(f"adapter: the folder {path} has no {DIFFUSERS_FILE}")
+    if not path.exists():
+        raise InputError(f"adapter: there is no file or folder {path}")
+    return path / DIFFUSERS_FILE if path.is_dir() else path
+
+
+def _check_fit(file: Path, unet: nn.Module) -> None:
+    """Raise InputError unless all that the file changes is there in the U-Net, in its shape."""
+    from .files import load_tensors
+
+    tensors, _ = load_tensors(file)
+    weights = {
+        name.removesuffix(".weight").replace(".", "_"): weight
+        for name, weight in unet.named_parameters()
+    }
+    changes = dict(_unet_changes(tensors))
+    if not changes:
+        raise InputError(f"adapter: {file} has no LoRA of a U-Net in it")
+    for module, (down, up) in changes.items():
+        change = (up.shape[0], down.shape[1:].numel())  # of a convolution: all but the first axis
+        weight = weights.get(module)
+        found = None if weight is None else (weight.shape[0], weight.shape[1:].numel())
+        if change != found:
+            raise InputError(
+                f"adapter: {file} is of another model: {module} is {change} there, "
+                f"and in this model's U-Net {found or 'does not exist'}"
+            )
+
+
+def _unet_changes(tensors: dict[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """(module's path with underscores, (down, up)) for the keys of diffusers, peft and kohya."""
+    for key, down in tensors.items():
+        for down_part, up_part in _FACTORS:
+            path, found, _ = key.partition(down_part)
+            if found and path.startswith(("unet.", "lora_unet_")):
+                module = path.removeprefix("unet.").removeprefix("lora_unet_").replace(".", "_")
+                if (up := tensors.get(path + up_part)) is not None:
+                    yield module, (down, up)
+
+
+_FACTORS = [
+    (".lora.down.weight", ".lora.up.weight"),
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora_down.weight", ".lora_up.weight"),
+]
