@@ -17,9 +17,10 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
-from sopt_kernels import noise, stream_id
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
+
+from sopt_kernels import noise, stream_id
 
 from .errors import InputError
 from .steps.seeds import Tag, seed64

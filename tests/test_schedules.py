@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from sopt.schedules import dtap, make_schedule, sigmoid, tap
 
 STEPS = 1000

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-import sopt_kernels
 import torch
+
+import sopt_kernels
 
 
 class Tag(IntEnum):
