@@ -21,6 +21,7 @@ from ..._arguments import (
 )
 from ..._registry import Op, register
 from ..._samples import noise_samples
+from .native import add_noise_cpu
 from .reference import add_noise_ as _reference
 
 Params = TypeVar("Params", Tensor, Sequence[Tensor])
@@ -156,5 +157,6 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
+        native={"cpu": add_noise_cpu},
     )
 )

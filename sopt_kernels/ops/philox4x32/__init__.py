@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._registry import Op, register
+from .native import philox4x32_cpu
 from .reference import philox4x32 as _reference
 
 
@@ -74,5 +75,6 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
+        native={"cpu": philox4x32_cpu},
     )
 )

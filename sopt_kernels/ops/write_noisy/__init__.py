@@ -21,6 +21,7 @@ from ..._arguments import (
 )
 from ..._registry import Op, register
 from ..._samples import noise_samples
+from .native import write_noisy_cpu
 from .reference import write_noisy_ as _reference
 
 Tensors = TypeVar("Tensors", Tensor, Sequence[Tensor])
@@ -123,5 +124,6 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
+        native={"cpu": write_noisy_cpu},
     )
 )

@@ -1,0 +1,25 @@
+// What host and device code share: one way to say "inline", one to reinterpret bits.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+// Internal linkage on purpose. These headers are compiled once per instruction-set level;
+// of an ordinary inline function the linker would keep one copy, perhaps the AVX-512 one,
+// for all levels.
+#define SOPT_INLINE static inline __attribute__((always_inline))
+
+namespace sopt {
+
+SOPT_INLINE uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+SOPT_INLINE float float_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+}  // namespace sopt

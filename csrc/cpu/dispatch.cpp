@@ -1,0 +1,60 @@
+#include <atomic>
+#include <cstring>
+
+#include "kernels.h"
+#include "sopt.h"
+
+namespace sopt {
+namespace {
+
+struct Level {
+  const char* name;
+  const Kernels* kernels;
+  bool supported;
+};
+
+#if defined(__x86_64__)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+// Best first; the last one is taken without asking.
+const Level levels[] = {
+#if defined(__x86_64__)
+    {"avx512", &kernels_avx512, has_avx512()},
+    {"avx2", &kernels_avx2, has_avx2()},
+    {"sse42", &kernels_sse42, true},
+#elif defined(__aarch64__)
+    {"neon", &kernels_neon, true},
+#else
+    {"generic", &kernels_generic, true},
+#endif
+};
+
+const Level* best() {
+  const Level* level = levels;
+  while (!level->supported) ++level;
+  return level;
+}
+
+std::atomic<const Level*> current{best()};
+
+}  // namespace
+
+const Kernels& kernels() { return *current.load(std::memory_order_relaxed)->kernels; }
+
+}  // namespace sopt
+
+const char* sopt_cpu_level(void) { return sopt::current.load()->name; }
+
+sopt_status sopt_set_cpu_level(const char* name) {
+  for (const sopt::Level& level : sopt::levels)
+    if (level.supported && strcmp(level.name, name) == 0) {
+      sopt::current = &level;
+      return SOPT_OK;
+    }
+  return sopt_fail(SOPT_UNSUPPORTED, "%s: this processor has no level '%s'", __func__, name);
+}

@@ -1,0 +1,25 @@
+// Compiled once per instruction-set level, with the flags and the name SOPT_KERNELS that
+// CMakeLists.txt gives it. Only SOPT_KERNELS may have external linkage (see portable.h).
+#include "kernels.h"
+
+#if defined(__AVX512F__)
+#include "pack_512.h"
+#elif defined(__AVX2__)
+#include "pack_256.h"
+#else
+#include "pack_128.h"
+#endif
+#include "add_noise.h"
+#include "philox4x32.h"
+
+namespace sopt {
+
+const Kernels SOPT_KERNELS = {
+    {{add_noise<Pack, Gaussian, float>, add_noise<Pack, Gaussian, bfloat16>,
+      add_noise<Pack, Gaussian, float16>},
+     {add_noise<Pack, Rademacher, float>, add_noise<Pack, Rademacher, bfloat16>,
+      add_noise<Pack, Rademacher, float16>}},
+    philox4x32_10_rows<Pack>,
+};
+
+}  // namespace sopt

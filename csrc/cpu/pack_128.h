@@ -1,0 +1,94 @@
+// Four lanes: SSE4.2, NEON, or any processor through the compiler's vector types.
+#pragma once
+#include "../common/dtypes.h"
+
+#if defined(__SSE4_1__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace sopt {
+namespace {
+
+struct Pack {
+  static constexpr int kLanes = 4;
+  typedef float F __attribute__((vector_size(16)));
+  typedef uint32_t U __attribute__((vector_size(16)));
+  typedef int32_t I __attribute__((vector_size(16)));
+  typedef uint64_t W __attribute__((vector_size(16)));
+  typedef uint16_t H __attribute__((vector_size(8)));
+
+  SOPT_INLINE F splat(float x) { return F{x, x, x, x}; }
+  SOPT_INLINE U bits_of(F x) { return (U)x; }
+  SOPT_INLINE F float_of(U x) { return (F)x; }
+  SOPT_INLINE F to_float(I x) { return __builtin_convertvector(x, F); }
+  SOPT_INLINE F exponent(F x) { return to_float((I)(((U)x >> 23) - 127u)); }
+
+#if defined(__ARM_NEON)
+  SOPT_INLINE F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+  SOPT_INLINE F sqrt(F x) { return vsqrtq_f32(x); }
+#else  // without an instruction, the correctly rounded function of the C library
+  SOPT_INLINE F fma(F a, F b, F c) {
+    for (int i = 0; i < 4; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
+  }
+  SOPT_INLINE F sqrt(F x) {
+    for (int i = 0; i < 4; ++i) x[i] = __builtin_sqrtf(x[i]);
+    return x;
+  }
+#endif
+
+  // The product of the low half of each lane and m.
+  SOPT_INLINE W multiply_wide(W a, uint32_t m) {
+#if defined(__SSE4_1__)
+    return (W)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(m));
+#elif defined(__ARM_NEON)
+    return (W)vmull_n_u32(vmovn_u64((uint64x2_t)a), m);
+#else
+    return (a & 0xFFFFFFFFu) * uint64_t{m};
+#endif
+  }
+  SOPT_INLINE W xor3(W a, W b, uint64_t c) { return a ^ b ^ c; }
+  // Which block each lane holds, even lanes and odd lanes, so that transpose() puts them in order.
+  SOPT_INLINE W even_blocks() { return W{0, 2}; }
+  SOPT_INLINE W odd_blocks() { return W{1, 3}; }
+  // The low halves of both, interleaved.
+  SOPT_INLINE U interleave(W even, W odd) {
+    const U e = (U)even, o = (U)odd;
+    return U{e[0], o[0], e[2], o[2]};
+  }
+  // Rows j = word of a block, lane = block, to consecutive elements.
+  SOPT_INLINE void transpose(F (&z)[4]) {
+    const F a = z[0], b = z[1], c = z[2], d = z[3];
+    for (int i = 0; i < 4; ++i) z[i] = F{a[i], b[i], c[i], d[i]};
+  }
+
+  SOPT_INLINE F load(const float* from) {
+    F x;
+    memcpy(&x, from, sizeof x);
+    return x;
+  }
+  SOPT_INLINE F load(const bfloat16* from) {
+    H x;
+    memcpy(&x, from, sizeof x);
+    return (F)(__builtin_convertvector(x, U) << 16);
+  }
+  SOPT_INLINE F load(const float16* from) {
+    F x;
+    for (int i = 0; i < 4; ++i) x[i] = sopt::to_float(from[i]);
+    return x;
+  }
+  SOPT_INLINE void store(float* to, F x) { memcpy(to, &x, sizeof x); }
+  SOPT_INLINE void store(bfloat16* to, F x) {
+    const U bits = (U)x, rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
+    const H h = __builtin_convertvector(x == x ? rounded : (bits >> 16 | 0x40u), H);
+    memcpy(to, &h, sizeof h);
+  }
+  SOPT_INLINE void store(float16* to, F x) {
+    for (int i = 0; i < 4; ++i) to[i] = to_float16(x[i]);
+  }
+};
+
+}  // namespace
+}  // namespace sopt

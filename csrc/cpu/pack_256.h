@@ -1,0 +1,68 @@
+// Eight lanes: AVX2, FMA and F16C.
+#pragma once
+#include <immintrin.h>
+
+#include "../common/dtypes.h"
+
+namespace sopt {
+namespace {
+
+struct Pack {
+  static constexpr int kLanes = 8;
+  typedef float F __attribute__((vector_size(32)));
+  typedef uint32_t U __attribute__((vector_size(32)));
+  typedef int32_t I __attribute__((vector_size(32)));
+  typedef uint64_t W __attribute__((vector_size(32)));
+
+  SOPT_INLINE F splat(float x) { return _mm256_set1_ps(x); }
+  SOPT_INLINE U bits_of(F x) { return (U)x; }
+  SOPT_INLINE F float_of(U x) { return (F)x; }
+  SOPT_INLINE F to_float(I x) { return _mm256_cvtepi32_ps((__m256i)x); }
+  SOPT_INLINE F exponent(F x) { return to_float((I)(((U)x >> 23) - 127u)); }
+  SOPT_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  SOPT_INLINE F sqrt(F x) { return _mm256_sqrt_ps(x); }
+
+  // The product of the low half of each lane and m.
+  SOPT_INLINE W multiply_wide(W a, uint32_t m) {
+    return (W)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(m));
+  }
+  SOPT_INLINE W xor3(W a, W b, uint64_t c) { return a ^ b ^ c; }
+  // Which block each lane holds, even lanes and odd lanes, so that transpose() puts them in order.
+  SOPT_INLINE W even_blocks() { return W{0, 4, 1, 5}; }
+  SOPT_INLINE W odd_blocks() { return W{2, 6, 3, 7}; }
+  // The low halves of both, interleaved.
+  SOPT_INLINE U interleave(W even, W odd) {
+    return (U)_mm256_blend_epi32((__m256i)even, (__m256i)(odd << 32), 0xAA);
+  }
+  // Rows j = word of a block, lane = block, to consecutive elements: four by four in each
+  // 128-bit part, of which part L takes the blocks 2 i + L.
+  SOPT_INLINE void transpose(F (&z)[4]) {
+    const F a = _mm256_unpacklo_ps(z[0], z[1]), b = _mm256_unpackhi_ps(z[0], z[1]);
+    const F c = _mm256_unpacklo_ps(z[2], z[3]), d = _mm256_unpackhi_ps(z[2], z[3]);
+    z[0] = _mm256_shuffle_ps(a, c, 0x44);
+    z[1] = _mm256_shuffle_ps(a, c, 0xEE);
+    z[2] = _mm256_shuffle_ps(b, d, 0x44);
+    z[3] = _mm256_shuffle_ps(b, d, 0xEE);
+  }
+
+  SOPT_INLINE F load(const float* from) { return _mm256_loadu_ps(from); }
+  SOPT_INLINE F load(const bfloat16* from) {
+    return (F)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)), 16);
+  }
+  SOPT_INLINE F load(const float16* from) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+  }
+  SOPT_INLINE void store(float* to, F x) { _mm256_storeu_ps(to, x); }
+  SOPT_INLINE void store(bfloat16* to, F x) {
+    const U bits = (U)x, rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
+    const __m256i kept = (__m256i)(x == x ? rounded : (bits >> 16 | 0x40u));  // NaN stays NaN
+    const __m128i low = _mm256_castsi256_si128(kept), high = _mm256_extracti128_si256(kept, 1);
+    _mm_storeu_si128((__m128i*)to, _mm_packus_epi32(low, high));
+  }
+  SOPT_INLINE void store(float16* to, F x) {
+    _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+};
+
+}  // namespace
+}  // namespace sopt

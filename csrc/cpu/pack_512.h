@@ -1,0 +1,69 @@
+// Sixteen lanes: AVX-512 F, BW, DQ and VL.
+#pragma once
+#include <immintrin.h>
+
+#include "../common/dtypes.h"
+
+namespace sopt {
+namespace {
+
+struct Pack {
+  static constexpr int kLanes = 16;
+  typedef float F __attribute__((vector_size(64)));
+  typedef uint32_t U __attribute__((vector_size(64)));
+  typedef int32_t I __attribute__((vector_size(64)));
+  typedef uint64_t W __attribute__((vector_size(64)));
+
+  SOPT_INLINE F splat(float x) { return _mm512_set1_ps(x); }
+  SOPT_INLINE U bits_of(F x) { return (U)x; }
+  SOPT_INLINE F float_of(U x) { return (F)x; }
+  SOPT_INLINE F to_float(I x) { return _mm512_cvtepi32_ps((__m512i)x); }
+  SOPT_INLINE F exponent(F x) { return _mm512_getexp_ps(x); }
+  SOPT_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  SOPT_INLINE F sqrt(F x) { return _mm512_sqrt_ps(x); }
+
+  // The product of the low half of each lane and m.
+  SOPT_INLINE W multiply_wide(W a, uint32_t m) {
+    return (W)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(m));
+  }
+  SOPT_INLINE W xor3(W a, W b, uint64_t c) {
+    return (W)_mm512_ternarylogic_epi64((__m512i)a, (__m512i)b, _mm512_set1_epi64(int64_t(c)), 0x96);
+  }
+  // Which block each lane holds, even lanes and odd lanes, so that transpose() puts them in order.
+  SOPT_INLINE W even_blocks() { return W{0, 8, 1, 9, 2, 10, 3, 11}; }
+  SOPT_INLINE W odd_blocks() { return W{4, 12, 5, 13, 6, 14, 7, 15}; }
+  // The low halves of both, interleaved.
+  SOPT_INLINE U interleave(W even, W odd) {
+    return (U)_mm512_mask_shuffle_epi32((__m512i)even, 0xAAAA, (__m512i)odd, _MM_PERM_CCAA);
+  }
+  // Rows j = word of a block, lane = block, to consecutive elements: four by four in each
+  // 128-bit part, of which part L takes the blocks 4 i + L.
+  SOPT_INLINE void transpose(F (&z)[4]) {
+    const F a = _mm512_unpacklo_ps(z[0], z[1]), b = _mm512_unpackhi_ps(z[0], z[1]);
+    const F c = _mm512_unpacklo_ps(z[2], z[3]), d = _mm512_unpackhi_ps(z[2], z[3]);
+    z[0] = _mm512_shuffle_ps(a, c, 0x44);
+    z[1] = _mm512_shuffle_ps(a, c, 0xEE);
+    z[2] = _mm512_shuffle_ps(b, d, 0x44);
+    z[3] = _mm512_shuffle_ps(b, d, 0xEE);
+  }
+
+  SOPT_INLINE F load(const float* from) { return _mm512_loadu_ps(from); }
+  SOPT_INLINE F load(const bfloat16* from) {
+    return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16);
+  }
+  SOPT_INLINE F load(const float16* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+  }
+  SOPT_INLINE void store(float* to, F x) { _mm512_storeu_ps(to, x); }
+  SOPT_INLINE void store(bfloat16* to, F x) {
+    const U bits = (U)x, rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
+    const U kept = x == x ? rounded : (bits >> 16 | 0x40u);  // NaN stays NaN
+    _mm256_storeu_si256((__m256i*)to, _mm512_cvtepi32_epi16((__m512i)kept));
+  }
+  SOPT_INLINE void store(float16* to, F x) {
+    _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+};
+
+}  // namespace
+}  // namespace sopt

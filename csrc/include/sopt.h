@@ -1,0 +1,104 @@
+/* libsopt: zeroth-order kernels behind a plain C interface.
+ *
+ * Nothing here needs Python or PyTorch. No function allocates, keeps or frees memory of the
+ * caller. A tensor is a pointer to its first element and a number of contiguous elements.
+ * Functions return SOPT_OK or an error code; sopt_last_error() then explains it. Arguments are
+ * checked before anything is written.
+ *
+ * `*_cpu` functions are in libsopt_cpu and take host pointers.
+ */
+#ifndef SOPT_H
+#define SOPT_H
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define SOPT_API __attribute__((visibility("default")))
+#define SOPT_PRINTF(format, args) __attribute__((__format__(__printf__, format, args)))
+#else
+#define SOPT_API
+#define SOPT_PRINTF(format, args)
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Raised whenever a signature, a code or the meaning of an argument changes. */
+#define SOPT_ABI_VERSION 1
+
+typedef enum {
+  SOPT_OK = 0,
+  SOPT_INVALID_ARGUMENT = 1,
+  SOPT_UNSUPPORTED = 2, /* valid, but not on this machine or in this build */
+  SOPT_DEVICE_ERROR = 3 /* the device runtime or the host's thread pool failed */
+} sopt_status;
+
+typedef enum { SOPT_FLOAT32 = 0, SOPT_BFLOAT16 = 1, SOPT_FLOAT16 = 2 } sopt_dtype;
+
+/* ---- library -------------------------------------------------------------------------- */
+
+/* SOPT_ABI_VERSION of the library itself; compare it with the header's after loading. */
+SOPT_API int sopt_abi_version(void);
+
+/* Text of the last failure on this thread, "" before the first. Valid until the next one. */
+SOPT_API const char* sopt_last_error(void);
+
+/* Stores a message for sopt_last_error() and returns `status`. For device libraries. */
+SOPT_API sopt_status sopt_fail(sopt_status status, const char* format, ...) SOPT_PRINTF(2, 3);
+
+/* ---- CPU ------------------------------------------------------------------------------ */
+
+/* Calls task(lo, hi, context) on disjoint ranges that cover [begin, end), each of at least
+ * `grain` items but for the last, from any threads, and waits. Returns 0 on success. */
+typedef void (*sopt_task)(int64_t lo, int64_t hi, void* context);
+typedef int (*sopt_parallel_for)(int64_t begin, int64_t end, int64_t grain, sopt_task task,
+                                 void* context);
+
+/* The host's thread pool. NULL, as at load: run on the calling thread. The library has no
+ * threads of its own, so that it never competes with the pool of its host. */
+SOPT_API sopt_status sopt_set_parallel_for(sopt_parallel_for parallel_for);
+
+/* Instruction-set level in use: sse42, avx2 or avx512; neon; generic. The best one that the
+ * processor has is chosen at load. All levels give the same bits; forcing one is for tests. */
+SOPT_API const char* sopt_cpu_level(void);
+SOPT_API sopt_status sopt_set_cpu_level(const char* level);
+
+/* ---- noise ---------------------------------------------------------------------------- */
+
+/* Noise, version 1: z = noise(seed, stream, index) is a pure function, the same bits on every
+ * processor, level, thread count and device. The words of block b are
+ *   Philox4x32-10(key = seed, counter = (b low, b high, stream low, stream high)).
+ * SOPT_GAUSSIAN: block b gives elements 4b .. 4b + 3 by Box-Muller: words (w0, w1) elements 0
+ *   and 1, (w2, w3) elements 2 and 3; u = (w0 + 1/2) 2^-32, a = 2 pi (w1 + 1/2) 2^-32,
+ *   z0 = sqrt(-2 ln u) cos a, z1 = sqrt(-2 ln u) sin a, in the float32 arithmetic of
+ *   csrc/common/noise.h; within 4 ulp of max(|z|, 2^-10).
+ * SOPT_RADEMACHER: block b gives elements 128b .. 128b + 127: -1 where bit i % 32 of word
+ *   (i % 128) / 32 is set, else +1. */
+typedef enum { SOPT_GAUSSIAN = 0, SOPT_RADEMACHER = 1 } sopt_noise;
+
+/* words[4 i .. 4 i + 3] = Philox4x32-10(counters[4 i .. 4 i + 3]) under key[0 .. 1], i < n. */
+SOPT_API sopt_status sopt_philox4x32_10_cpu(const uint32_t* counters, int64_t n,
+                                            const uint32_t* key, uint32_t* words);
+
+/* One tensor of a list. `out` may be `base` itself, but no `out` may overlap anything else. */
+typedef struct {
+  void* out;
+  const void* base;
+  int64_t numel;
+  uint64_t stream;
+  int64_t dtype; /* sopt_dtype */
+} sopt_tensor;
+
+/* out = base * decay + sum over k < terms of coefficients[k] z(seeds[k], stream, i), for each
+ * element i of each of the `count` tensors: one pass, one read and one write of each element.
+ * acc = float32(base) * decay; acc = fma(coefficients[k], z_k, acc) in the order of k; then one
+ * rounding to the dtype, to nearest even. */
+SOPT_API sopt_status sopt_add_noise_cpu(const sopt_tensor* tensors, int64_t count,
+                                        const uint64_t* seeds, const float* coefficients,
+                                        int64_t terms, sopt_noise kind, float decay);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
