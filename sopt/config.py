@@ -156,7 +156,13 @@ class TrainConfig:
         Raises:
             InputError: As :meth:`create`; or the file is missing or is not a YAML mapping.
         """
-        return cls.create(**(_read_yaml(Path(path)) | overrides))
+        return cls.create(**(read_yaml(Path(path)) | overrides))
+
+    @property
+    def low_resolution(self) -> int:
+        """Side of the pictures of backprop steps in pixels, once ``resolution`` is known."""
+        assert self.resolution is not None
+        return round(self.resolution * self.low_res_ratio)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values; pictures, pipelines and callables as descriptions."""
@@ -273,7 +279,12 @@ def _plain(value: Any) -> Any:
     return f"a {type(value).__name__} given as an object"
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, unchecked.
+
+    Raises:
+        InputError: The file is missing or is not a YAML mapping.
+    """
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,0 +1,159 @@
+"""The state of a run in one file, and its log: after a crash or Ctrl-C to the same bits.
+
+All random numbers of a run are functions of its seed and the step, so the state is the adapter,
+the optimizer's moments and the number of steps done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .files import load_tensors, save_tensors, write_all, write_text
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after ``step`` steps."""
+
+    step: int
+    settings: dict[str, Any]  # those that the bits depend on, as plain values
+    skipped: dict[str, int]  # steps without effect, because not finite, by branch
+    peaks: dict[str, int]  # bytes by phase
+    adapter: dict[str, Tensor]  # by canonical name
+    optimizer: dict[str, dict[str, Tensor]]  # state of each parameter that has one, by its name
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        tensors = {f"adapter/{name}": tensor for name, tensor in self.adapter.items()}
+        for name, state in self.optimizer.items():
+            tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
+        content = {
+            "step": self.step,
+            "settings": self.settings,
+            "skipped": self.skipped,
+            "peaks": self.peaks,
+        }
+        text = json.dumps(content, sort_keys=True)
+        save_tensors(path, tensors, {"content": text, "blake2b": _digest(tensors, text)})
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read the file.
+
+        Raises:
+            InputError: It is cut off or damaged.
+        """
+        try:
+            tensors, metadata = load_tensors(path)
+        except InputError as error:
+            raise InputError(f"{error}; {_REMEDY}") from error
+        text = metadata.get("content", "")
+        if metadata.get("blake2b") != _digest(tensors, text):
+            raise InputError(f"the checkpoint {path} is damaged: its checksum is wrong; {_REMEDY}")
+        adapter: dict[str, Tensor] = {}
+        optimizer: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            match name.split("/"):
+                case ["adapter", parameter]:
+                    adapter[parameter] = tensor
+                case ["optimizer", parameter, key]:
+                    optimizer.setdefault(parameter, {})[key] = tensor
+        return cls(adapter=adapter, optimizer=optimizer, **json.loads(text))
+
+    @torch.no_grad()
+    def restore(self, adapter: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Copy the state into a run's adapter and optimizer.
+
+        Raises:
+            InputError: The adapter has other parameters: the model is not the one of before.
+        """
+        shapes = {name: tensor.shape for name, tensor in self.adapter.items()}
+        if shapes != {name: parameter.shape for name, parameter in adapter.items()}:
+            raise InputError(
+                "model: its attention layers are not those of the run in the output folder; "
+                "use the model of before, or another output"
+            )
+        for name, parameter in adapter.items():
+            parameter.copy_(self.adapter[name])
+        state = {
+            i: self.optimizer[name] for i, name in enumerate(adapter) if name in self.optimizer
+        }
+        # Through the optimizer: it knows which entries belong on the parameter's device.
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def optimizer_state(
+    adapter: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors that ``optimizer`` keeps for each parameter of ``adapter``, by its name."""
+    return {
+        name: dict(optimizer.state[parameter])
+        for name, parameter in adapter.items()
+        if parameter in optimizer.state
+    }
+
+
+class History:
+    """``history.jsonl``: one JSON object a step, appended as the steps are done."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Open the log to continue after ``step``; lines of later steps are cut off.
+
+        Raises:
+            InputError: Lines up to ``step`` are missing.
+        """
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if len(lines) < step or not all(line.endswith(b"\n") for line in lines[:step]):
+            raise InputError(
+                f"{path} has {len(lines)} lines, but the checkpoint beside it is of step {step}; "
+                f"{_REMEDY}"
+            )
+        if len(lines) > step or not path.exists():
+            write_text(path, b"".join(lines[:step]).decode("utf-8"))
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        line = json.dumps(entry, allow_nan=False) + "\n"
+        write_all(self._descriptor, line.encode("utf-8"))
+
+    def flush(self) -> None:
+        """Have the lines on the disk; before a checkpoint is, so that it never runs ahead."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The entries of a log, in the order of the steps."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+_REMEDY = "delete the run folder to start again, or put an intact copy in its place"
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """BLAKE2b over names, dtypes, shapes and bytes, and over the text."""
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=32)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy())
+    return digest.hexdigest()

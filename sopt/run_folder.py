@@ -1,0 +1,115 @@
+"""The files of a run, and which run a folder holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import Checkpoint, read_history
+from .config import TrainConfig, read_yaml
+from .data import Picture
+from .errors import InputError
+from .export import DIFFUSERS_FILE
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    ``history`` has one dictionary a step: step, branch ("bp" or "zo"), timestep, p_zo, loss and
+    seconds; for zo also seeds and coefficients, ``adapter += sum coefficients * z(seeds)``. A step
+    that was skipped because its loss was not finite has loss None and ``"skipped": True``.
+    ``memory`` has the peak bytes of tensors by phase, and of the process.
+    """
+
+    adapter: Path  # the diffusers file
+    memory: dict[str, Any]
+    history: list[dict[str, Any]]
+    output: Path
+    config: TrainConfig
+
+
+class RunFolder:
+    """Where the files of a run are, and whether they are there."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.history = self.path / "history.jsonl"
+        self.checkpoint = self.path / "checkpoint" / "state.safetensors"
+        self.adapter = self.path / DIFFUSERS_FILE
+        self.kohya = self.path / f"{self.path.absolute().name}_kohya.safetensors"
+        self.before = self.path / "samples" / "before.png"
+        self.after = self.path / "samples" / "after.png"
+        self.memory = self.path / "memory.json"  # the last to be written
+
+    @property
+    def results(self) -> list[Path]:
+        return [self.adapter, self.kohya, self.before, self.after, self.memory]
+
+    def previous(self, settings: Mapping[str, Any], resume: str) -> Checkpoint | None:
+        """The checkpoint to continue from; None for a new run, or one without a checkpoint yet.
+
+        Raises:
+            InputError: The folder holds a run with other settings, any run if ``resume`` is
+                "never", a damaged checkpoint, or files of the same names that no run of ours made.
+        """
+        started = self.config.exists() or self.checkpoint.exists()
+        strangers = [file.name for file in [*self.results, self.history] if file.exists()]
+        if not started and strangers:
+            raise InputError(
+                f"output {str(self.path)!r} has a file {strangers[0]} but no run; "
+                "files are not overwritten: choose another folder"
+            )
+        if started and resume == "never":
+            raise InputError(
+                f"output {str(self.path)!r} holds a run already and resume is 'never'; "
+                "choose another folder, or resume='auto' to continue"
+            )
+        if self.config.exists():
+            # The pictures are compared by content, below: they may have moved.
+            self._check_same({**read_yaml(self.config), "images": settings["images"]}, settings)
+        if not self.checkpoint.exists():
+            return None
+        checkpoint = Checkpoint.load(self.checkpoint)
+        self._check_same(checkpoint.settings, settings)
+        return checkpoint
+
+    def finished(self, checkpoint: Checkpoint | None, steps: int) -> bool:
+        return (
+            checkpoint is not None
+            and checkpoint.step == steps
+            and all(file.exists() for file in self.results)
+        )
+
+    def run(self, config: TrainConfig) -> Run:
+        """The result of a run that is finished."""
+        return Run(
+            adapter=self.adapter,
+            memory=json.loads(self.memory.read_text(encoding="utf-8")),
+            history=read_history(self.history),
+            output=self.path,
+            config=config,
+        )
+
+    def _check_same(self, previous: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        for name, value in settings.items():
+            if previous.get(name) != value:
+                raise InputError(
+                    f"output {str(self.path)!r} holds a run with {name}={previous.get(name)!r}, "
+                    f"this one has {name}={value!r}: choose another folder, or the same settings"
+                )
+
+
+def fingerprint(pictures: Sequence[Picture]) -> str:
+    """A name for the pictures' content: BLAKE2b over their sizes and pixels, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for picture in pictures:
+        image = picture.image
+        digest.update("{} x {}\n".format(*image.size).encode())
+        digest.update(image.tobytes())
+    return f"{len(pictures)} pictures with checksum {digest.hexdigest()}"

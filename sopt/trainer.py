@@ -1,0 +1,295 @@
+"""``train``: personalize a text-to-image model by selective optimization.
+
+Phases, each with no more in memory than it needs: load and cache (text encoder, then VAE), train
+(U-Net and adapter), save, sample.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .cache import Cache, build_cache
+from .checkpoint import Checkpoint, History, optimizer_state
+from .config import TrainConfig
+from .data import load_pictures
+from .errors import InputError
+from .export import save_diffusers_lora, save_kohya_lora
+from .files import check_writable, write_bytes, write_json, write_text
+from .memory import MemoryRecorder
+from .models import LORA_TARGETS, Model, inject_lora, open_model
+from .run_folder import Run, RunFolder, fingerprint
+from .sampling import generate
+from .schedules import make_schedule
+from .steps.backprop import backprop_step
+from .steps.loss import diffusion_loss
+from .steps.seeds import Tag, integer, seed64, uniform
+from .steps.zeroth_order import zeroth_order_step
+
+logger = logging.getLogger(__name__)
+
+
+def train(**settings: Any) -> Run:
+    """Train a LoRA adapter on pictures of a subject and write it to a run folder.
+
+    A step is either backprop on reduced pictures (AdamW, gradient checkpointing) or zeroth-order on
+    full-size ones (forward passes only, SGD); the schedule says how likely each is. The same
+    settings and seed give the same adapter file, byte for byte (same machine, thread count and
+    versions; on a GPU with deterministic algorithms turned on), also if the run was killed in
+    between: call again with the same settings to continue. The first Ctrl-C saves a checkpoint.
+
+    Args:
+        **settings: The fields of :class:`~sopt.config.TrainConfig`; ``images``, ``prompt`` and
+            ``output`` have no default. The defaults of ``lr``, ``zo_lr``, ``eps`` and
+            ``num_perturbations`` are ours: the paper publishes none.
+
+    Returns:
+        The finished run. A run that was finished before is returned as it is.
+
+    Raises:
+        InputError: Settings, pictures, model or output folder will not do; nothing was written.
+        KeyboardInterrupt: On Ctrl-C, after the step in progress, with the checkpoint saved.
+
+    Source:
+        arXiv 2507.10029: low-resolution backprop and high-resolution zeroth-order steps, chosen by
+        a dynamic timestep-aware probability. Its Algorithm 1 prints the two branches the other way
+        round; this is the reading of its equations and text.
+
+    Example:
+        >>> run = train(images="photos/dog", prompt="a sks dog", output="runs/dog")
+        >>> run.adapter, run.memory["train-bp"], run.history[-1]["loss"]
+    """
+    config = TrainConfig.create(**settings)
+    pictures = load_pictures(config.images)
+    model = open_model(config.model)
+    config = _resolve(config, model)
+    folder = RunFolder(config.output)
+    identity = config.bits() | {"images": fingerprint(pictures)}
+    previous = folder.previous(identity, config.resume)
+    if folder.finished(previous, config.steps):
+        return folder.run(config)
+    check_writable(config.output)
+
+    with MemoryRecorder(torch.device(str(config.device))) as memory:
+        if previous is not None:
+            memory.peaks |= previous.peaks
+        cache = build_cache(model, config.prompt, pictures, _sides(config), memory)
+        write_text(folder.config, config.to_yaml())
+        adapter = _optimize(config, model, cache, folder, identity, previous, memory)
+        with memory.phase("save"):
+            _save_adapter(config, model, adapter, folder)
+        with memory.phase("sample"):
+            _draw_samples(config, folder)
+        write_json(folder.memory, memory.summary())
+    return folder.run(config)
+
+
+def _optimize(
+    config: TrainConfig,
+    model: Model,
+    cache: Cache,
+    folder: RunFolder,
+    identity: dict[str, Any],
+    previous: Checkpoint | None,
+    memory: MemoryRecorder,
+) -> dict[str, Tensor]:
+    """The training loop; returns the adapter on the CPU, with the U-Net gone from memory."""
+    with memory.phase("load"):
+        unet = model.load_unet().to(memory.device)
+        adapter = inject_lora(unet, config.rank, config.seed)
+    unet.enable_gradient_checkpointing()
+    optimizer = torch.optim.AdamW(adapter.values(), lr=config.lr)
+    schedule = make_schedule(config.schedule, config.steps, model.num_train_timesteps)
+    loss = partial(diffusion_loss, unet, model.noise_scheduler())
+    skipped = {"bp": 0, "zo": 0}
+    start = 0
+    if previous is not None:
+        previous.restore(adapter, optimizer)
+        start, skipped = previous.step, dict(previous.skipped)
+
+    def bp_low(i: int, t: int) -> dict[str, Any]:
+        sample = cache.draw(config.seed, i, t, config.low_resolution)
+        return {"loss": backprop_step(adapter, partial(loss, sample), optimizer)}
+
+    def zo_high(i: int, t: int) -> dict[str, Any]:
+        assert config.resolution is not None
+        sample = cache.draw(config.seed, i, t, config.resolution)
+        directions = range(config.num_perturbations)
+        update = zeroth_order_step(
+            adapter,
+            partial(loss, sample),
+            [seed64(config.seed, i, n, Tag.DIRECTION) for n in directions],
+            lr=config.zo_lr,
+            eps=config.eps,
+            noise=config.noise,
+        )
+        return asdict(update) if update else {"loss": None, "seeds": [], "coefficients": []}
+
+    measured: set[str] = set()
+    with (
+        History(folder.history, start) as history,
+        _deferred_interrupt() as interrupted,
+        tqdm(range(start + 1, config.steps + 1), initial=start, total=config.steps) as progress,
+    ):
+        for i in progress:
+            started = time.perf_counter()
+            t = integer(seed64(config.seed, i, 0, Tag.TIMESTEP), 0, model.num_train_timesteps)
+            p_zo = schedule(i, t)
+            zo = uniform(seed64(config.seed, i, 0, Tag.BRANCH)) < p_zo
+            branch = "zo" if zo else "bp"
+            # The steps of a branch repeat each other's memory once the optimizer's state exists.
+            repeats = bool(optimizer.state) or config.schedule == 1.0
+            with memory.phase(f"train-{branch}", measured=branch not in measured):
+                outcome = zo_high(i, t) if zo else bp_low(i, t)
+            if repeats:
+                measured.add(branch)
+            if outcome["loss"] is None:
+                outcome["skipped"] = True
+                skipped[branch] += 1
+            seconds = time.perf_counter() - started
+            entry = {"step": i, "branch": branch, "timestep": t, "p_zo": p_zo, **outcome}
+            history.append({**entry, "seconds": seconds})
+            _show(progress, branch, outcome["loss"], memory)
+            if i % config.checkpoint_every == 0 or i == config.steps or interrupted.is_set():
+                history.flush()
+                state = optimizer_state(adapter, optimizer)
+                checkpoint = Checkpoint(i, identity, skipped, memory.peaks, adapter, state)
+                checkpoint.save(folder.checkpoint)
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+    if any(skipped.values()):
+        logger.warning(
+            "of %d steps, %d backprop and %d zeroth-order ones were skipped: "
+            "their loss was not finite",
+            config.steps,
+            skipped["bp"],
+            skipped["zo"],
+        )
+    return {name: parameter.detach().cpu() for name, parameter in adapter.items()}
+
+
+def _save_adapter(
+    config: TrainConfig, model: Model, adapter: dict[str, Tensor], folder: RunFolder
+) -> None:
+    assert config.resolution is not None
+    save_diffusers_lora(folder.adapter, adapter, config.rank, config.rank, LORA_TARGETS)
+    save_kohya_lora(
+        folder.kohya,
+        adapter,
+        config.rank,
+        config.rank,
+        prompt=config.prompt,
+        resolution=config.resolution,
+        prediction_type=model.prediction_type,
+        cross_attention_dim=model.unet_config["cross_attention_dim"],
+    )
+
+
+def _draw_samples(config: TrainConfig, folder: RunFolder) -> None:
+    """The same picture, from the same noise, without and with the adapter."""
+    for path, adapter in ((folder.before, None), (folder.after, folder.adapter)):
+        (picture,) = generate(
+            config.model,
+            adapter,
+            prompt=config.prompt,
+            seed=config.seed,
+            resolution=config.resolution,
+            device=config.device,
+        )
+        png = io.BytesIO()
+        picture.save(png, format="PNG")
+        write_bytes(path, png.getvalue())
+
+
+def _resolve(config: TrainConfig, model: Model) -> TrainConfig:
+    """The settings with device and resolution filled in and checked against the model."""
+    factor, smallest = model.vae_factor, model.smallest_resolution
+    resolution = model.native_resolution if config.resolution is None else config.resolution
+    if resolution % factor or resolution < smallest:
+        raise InputError(
+            f"resolution must be a multiple of the VAE's factor {factor} and at least {smallest}, "
+            f"got {resolution}"
+        )
+    config = replace(config, device=_resolve_device(config.device), resolution=resolution)
+    low = config.low_resolution
+    if config.schedule != 1.0 and (low % factor or low < smallest):
+        fitting = sorted({max(smallest, low // factor * factor), (low // factor + 1) * factor})
+        fitting = [side for side in fitting if smallest <= side <= resolution]
+        raise InputError(
+            f"low_res_ratio={config.low_res_ratio:g} makes pictures of {low} pixels, but a side "
+            f"must be a multiple of the VAE's factor {factor} and at least {smallest}: "
+            + " or ".join(f"{side / resolution:g} (side {side})" for side in fitting)
+            + " would fit"
+        )
+    if callable(config.schedule):
+        _check_callable(config, model.num_train_timesteps)
+    return config
+
+
+def _resolve_device(name: str | None) -> str:
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind == "cpu" and not index:
+        return name
+    if kind == "cuda" and (index or "0").isdigit() and int(index or 0) < torch.cuda.device_count():
+        return name
+    present = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    raise InputError(f"device must be one of {', '.join(present)} on this machine, got {name!r}")
+
+
+def _check_callable(config: TrainConfig, num_timesteps: int) -> None:
+    """Ask a schedule of the user's for every step of the run, before long work."""
+    schedule = make_schedule(config.schedule, config.steps, num_timesteps)
+    for i in range(1, config.steps + 1):
+        t = integer(seed64(config.seed, i, 0, Tag.TIMESTEP), 0, num_timesteps)
+        p_zo = schedule(i, t)
+        if not isinstance(p_zo, (int, float)) or not 0 <= p_zo <= 1:
+            raise InputError(f"schedule({i}, {t}) must be a number in [0, 1], got {p_zo!r}")
+
+
+def _sides(config: TrainConfig) -> list[int]:
+    """The sides of pictures, in pixels, that the schedule can ask for."""
+    assert config.resolution is not None
+    low = [config.low_resolution] if config.schedule != 1.0 else []
+    high = [config.resolution] if config.schedule != 0.0 else []
+    return sorted({*low, *high})
+
+
+def _show(progress: tqdm, branch: str, loss: float | None, memory: MemoryRecorder) -> None:
+    shown = "skipped" if loss is None else f"{loss:.4f}"
+    peak = memory.peaks.get(f"train-{branch}", 0) / 2**20
+    progress.set_postfix_str(f"{branch}, loss {shown}, peak {peak:.0f} MiB", refresh=False)
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """The first Ctrl-C meanwhile sets the event, the second interrupts at once."""
+    interrupted = threading.Event()
+    previous = signal.getsignal(signal.SIGINT)
+
+    def defer(signum: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, previous)
+        interrupted.set()
+
+    # Python handles signals in its main thread only; a process that ignores Ctrl-C keeps doing so.
+    if threading.current_thread() is not threading.main_thread() or previous is signal.SIG_IGN:
+        yield interrupted
+        return
+    signal.signal(signal.SIGINT, defer)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)
