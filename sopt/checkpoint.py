@@ -155,5 +155,5 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy())
+        digest.update(raw.numpy().tobytes())
     return digest.hexdigest()

@@ -17,6 +17,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -163,12 +164,12 @@ def inject_lora(unet: nn.Module, rank: int, seed: int) -> dict[str, Tensor]:
     init_seed = seed64(seed, 0, 0, Tag.ADAPTER_INIT)
     adapter: dict[str, Tensor] = {}
     for path, module in unet.named_modules():
-        for part in ("lora_A", "lora_B"):
-            if not isinstance(layers := getattr(module, part, None), nn.ModuleDict):
-                continue
+        if not isinstance(module, LoraLayer):
+            continue
+        device = module.get_base_layer().weight.device
+        for part, layers in (("lora_A", module.lora_A), ("lora_B", module.lora_B)):
             name = f"unet.{path}.{part}.weight"
             (layer,) = layers.values()
-            device = module.get_base_layer().weight.device  # type: ignore[operator, union-attr]
             if part == "lora_A":
                 weight = noise(layer.weight.shape, init_seed, stream_id(name)).div_(rank)
             else:
