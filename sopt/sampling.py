@@ -6,6 +6,7 @@ and the defaults of :func:`generate` and reports wrong settings at once.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -141,6 +142,13 @@ def picture_grid(
         for column, picture in enumerate(row):
             grid.paste(picture, (GRID_GAP + column * (width + GRID_GAP), top + header))
     return grid
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """The picture as a PNG file's content."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def _check_settings(

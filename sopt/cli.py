@@ -1,0 +1,280 @@
+"""The command line: ``sopt train | generate | demo | doctor``.
+
+Options have the names of the Python settings; dashes may stand for underscores. What the user asked
+for and cannot be done is one line on stderr and status 2; Ctrl-C is status 130. PyTorch, which
+takes seconds to import, is imported only once the options are known to be right.
+"""
+
+import argparse
+import importlib.metadata
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from .config import TrainConfig
+from .errors import InputError, nearest
+
+MIB = 2**20
+
+GENERATE_HELP = {
+    "prompt": "text to draw, with the word that stands for the subject: 'a sks dog on the beach'",
+    "model": "'tiny' (bundled), a diffusers folder or a hub id",
+    "adapter": "a run's folder, or a LoRA file of diffusers or kohya",
+    "seed": "seed of the first picture; the next has the next seed",
+    "steps": "denoising steps",
+    "guidance": "classifier-free guidance scale",
+    "negative_prompt": "text to stay away from",
+    "adapter_scale": "factor on the adapter, 0 for none",
+    "num_images": "number of pictures",
+    "resolution": "side in pixels; the model's own if not given",
+    "device": "where to draw: cpu, cuda; the GPU if there is one, if not given",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0, 2 for an input error, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # Read by these libraries when they are imported: they warn of parts that are not used here.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            options = vars(_parse(arguments))
+            COMMANDS[options.pop("command")](options)
+        except InputError as error:
+            print(f"sopt: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("sopt: interrupted", file=sys.stderr)
+            return 130
+    return 0
+
+
+def train(options: dict[str, Any]) -> None:
+    """Train an adapter on pictures of a subject."""
+    json_file = _json_file(options)
+    if "images" in options and len(options["images"]) == 1:
+        (options["images"],) = options["images"]
+    if config_file := options.pop("config", None):
+        config = TrainConfig.from_yaml(config_file, **options)
+        options = {each.name: getattr(config, each.name) for each in fields(config)}
+    TrainConfig.create(**options)
+
+    from .trainer import train as train_run
+
+    run = train_run(**options)
+    figures = {"adapter": str(run.adapter), "steps": len(run.history), "memory": run.memory}
+    _write_json(json_file, figures)
+    print(f"adapter      {run.adapter}")
+    peaks = dict(run.memory)
+    process = peaks.pop("process_anonymous")
+    print(f"peak memory  tensors {_peaks(peaks)}; process {_mib(max(process.values(), default=0))}")
+
+
+def generate(options: dict[str, Any]) -> None:
+    """Draw pictures, with an adapter or without."""
+    from . import sampling  # quick: it imports PyTorch only when it draws
+
+    if "prompt" not in options:
+        raise InputError(f"prompt is missing: {GENERATE_HELP['prompt']}")
+    files = _picture_files(Path(options.pop("output")), options.get("num_images", 1))
+    pictures = sampling.generate(**options)
+
+    from .files import write_bytes
+
+    for file, picture in zip(files, pictures, strict=True):
+        write_bytes(file, sampling.png_bytes(picture))
+        print(file)
+
+
+def demo(options: dict[str, Any]) -> None:
+    """Teach the bundled model a new subject, in minutes, and measure how well."""
+    json_file = _json_file(options)
+
+    from .demo import demo as run_demo
+
+    figures = run_demo(Path(options["output"]), options["seed"], options["steps"])
+    _write_json(json_file, figures)
+    print(f"seconds        {figures['seconds']:.0f}")
+    print(f"peak memory    {_peaks(figures['peak_bytes'])}")
+    for score in ("subject", "prompt"):
+        before, after = figures[f"{score}_before"], figures[f"{score}_after"]
+        print(f"{score + ' score':15}{before:.3f} before, {after:.3f} after")
+    print(f"grid           {figures['grid']}")
+    print(f"adapter        {figures['adapter']}")
+
+
+def doctor(options: dict[str, Any]) -> None:
+    """Show versions, devices, and which kernels are in use here."""
+    json_file = _json_file(options)
+
+    from .doctor import examine, render
+
+    findings = examine()
+    _write_json(json_file, findings)
+    print(render(findings))
+
+
+COMMANDS = {"train": train, "generate": generate, "demo": demo, "doctor": doctor}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise InputError(message)
+
+    def option_names(self) -> list[str]:
+        return [name for action in self._actions for name in action.option_strings]
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    # Names are those of the Python settings; a user of command lines writes dashes.
+    arguments = [_underscored(each) if each.startswith("--") else each for each in arguments]
+    parser = _Parser(
+        prog="sopt",
+        allow_abbrev=False,
+        description="Personalize text-to-image diffusion models within little memory.",
+    )
+    version = importlib.metadata.version("sopt")
+    parser.add_argument("--version", action="version", version=f"sopt {version}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    parsers = {
+        name: commands.add_parser(
+            name,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            help=command.__doc__,
+            description=command.__doc__,
+        )
+        for name, command in COMMANDS.items()
+    }
+    _add_train_options(parsers["train"])
+    _add_generate_options(parsers["generate"])
+    _add_demo_options(parsers["demo"])
+    for name in ("train", "demo", "doctor"):
+        parsers[name].add_argument("--json", metavar="FILE", help="write the figures there too")
+
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        raise InputError(f"unknown command {arguments[0]!r}: {nearest(arguments[0], COMMANDS)}")
+    namespace, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        if not name.startswith("-"):
+            raise InputError(f"unexpected argument {name!r}")
+        known = parsers.get(namespace.command, parser).option_names()
+        raise InputError(f"unknown option {name!r}: {nearest(name, known)}")
+    if namespace.command is None:
+        raise InputError(f"expected a command: {', '.join(COMMANDS)}; --help says more")
+    return namespace
+
+
+def _underscored(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _add_train_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="settings in YAML; options come on top")
+    for setting in fields(TrainConfig):
+        text = setting.metadata["help"]
+        if setting.default not in (MISSING, None):
+            text += f" (default: {setting.default})"
+        parser.add_argument(
+            f"--{setting.name}",
+            metavar=setting.name.upper(),
+            # TrainConfig turns text into numbers where it expects them, and says so if it cannot;
+            # whole numbers alone it takes as they are.
+            type=int if str(setting.type).startswith("int") else str,
+            nargs="+" if setting.name == "images" else None,
+            help=text.replace("%", "%%"),
+        )
+
+
+def _add_generate_options(parser: argparse.ArgumentParser) -> None:
+    from .sampling import generate as draw
+
+    parser.add_argument(
+        "--output",
+        default="picture.png",
+        metavar="FILE",
+        help="PNG file to write, numbered if there are several (default: picture.png)",
+    )
+    for name, parameter in inspect.signature(draw).parameters.items():
+        text = GENERATE_HELP[name]
+        if parameter.default not in (parameter.empty, None):
+            text += f" (default: {parameter.default})"
+        types = {"int": int, "float": float}
+        parser.add_argument(
+            f"--{name}",
+            metavar=name.upper(),
+            type=types.get(str(parameter.annotation).removesuffix(" | None"), str),
+            help=text,
+        )
+
+
+def _add_demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", default="demo", metavar="DIR", help="folder to write (default: demo)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=None,
+        metavar="N",
+        help="training steps; the demo's own if not given",
+    )
+
+
+def _picture_files(output: Path, count: int) -> list[Path]:
+    if output.suffix.lower() != ".png":
+        raise InputError(f"output must be a .png file, got {str(output)!r}")
+    files = [output]
+    if count > 1:
+        files = [output.with_stem(f"{output.stem}-{number}") for number in range(1, count + 1)]
+    _check_folder("output", output)
+    for file in files:
+        if file.exists():
+            raise InputError(f"output {str(file)!r} exists and is not overwritten; name another")
+    return files
+
+
+def _json_file(options: dict[str, Any]) -> Path | None:
+    if (name := options.pop("json", None)) is None:
+        return None
+    _check_folder("json", Path(name))
+    return Path(name)
+
+
+def _check_folder(option: str, file: Path) -> None:
+    """Raise InputError if ``file`` could not be written after the long work."""
+    folder = file.absolute().parent
+    if file.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(
+            f"{option} must be a file in a folder that is there and writable, got {str(file)!r}"
+        )
+
+
+def _write_json(file: Path | None, figures: Mapping[str, Any]) -> None:
+    if file is not None:
+        from .files import write_json
+
+        write_json(file, figures)
+
+
+def _peaks(phases: Mapping[str, int]) -> str:
+    highest = _mib(max(phases.values()))
+    return f"{highest} ({', '.join(f'{phase} {_mib(peak)}' for phase, peak in phases.items())})"
+
+
+def _mib(number_of_bytes: int) -> str:
+    return f"{number_of_bytes / MIB:.0f} MiB"
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"sopt: warning: {message}", file=sys.stderr)
