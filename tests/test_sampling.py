@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from pipelines import PROMPT, micro_pipeline, save_micro_pipeline
+from pipelines import PROMPT, micro_pipeline
 
 from sopt.errors import InputError
 from sopt.export import DIFFUSERS_FILE, save_diffusers_lora, save_kohya_lora
@@ -22,8 +22,8 @@ STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_micro_pipeline(tmp_path_factory.mktemp("micro") / "model")
+def model(micro_folder):
+    return micro_folder
 
 
 @pytest.fixture(scope="module")
