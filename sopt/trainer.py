@@ -86,7 +86,6 @@ def train(**settings: Any) -> Run:
         if previous is not None:
             memory.peaks |= previous.peaks
         cache = build_cache(model, config.prompt, pictures, _sides(config), memory)
-        write_text(folder.config, config.to_yaml())
         adapter = _optimize(config, model, cache, folder, identity, previous, memory)
         with memory.phase("save"):
             _save_adapter(config, model, adapter, folder)
@@ -118,6 +117,7 @@ def _optimize(
     if previous is not None:
         previous.restore(adapter, optimizer)
         start, skipped = previous.step, dict(previous.skipped)
+    write_text(folder.config, config.to_yaml())  # the first file: what could be wrong was checked
 
     def bp_low(i: int, t: int) -> dict[str, Any]:
         sample = cache.draw(config.seed, i, t, config.low_resolution)
