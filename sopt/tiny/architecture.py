@@ -40,9 +40,7 @@ def build_tokenizer() -> CLIPTokenizer:
     merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
     symbols = [*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in merges)]
     vocab = {symbol: i for i, symbol in enumerate([*dict.fromkeys(symbols), _START, _END])}
-    return CLIPTokenizer(
-        vocab=vocab, merges=merges, model_max_length=PROMPT_TOKENS, pad_token=_END
-    )
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=PROMPT_TOKENS, pad_token=_END)
 
 
 def build_pipeline() -> StableDiffusionPipeline:

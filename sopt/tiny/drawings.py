@@ -129,7 +129,10 @@ def _bird(v: tuple[float, ...]) -> _Body:
         ("second", _poly((-rx * 0.7, 0.0), (-rx - 0.35 - 0.2 * v[5], -0.2), (-rx - 0.3, 0.25))),
         ("dark", _box(-0.12, 0.3, -0.05, 0.4 + leg)),
         ("dark", _box(0.12, 0.3, 0.19, 0.4 + leg)),
-        ("beak", _poly((hx, hy - 0.09), (hx + head + 0.2 + 0.15 * v[5], hy + 0.04), (hx, hy + 0.14))),
+        (
+            "beak",
+            _poly((hx, hy - 0.09), (hx + head + 0.2 + 0.15 * v[5], hy + 0.04), (hx, hy + 0.14)),
+        ),
     ]
     b.main = [
         _ellipse(0, 0.1, rx, ry, -0.2),
@@ -387,7 +390,9 @@ def _skin(
     marking = aggdraw.Brush(_ROLES["dark"])
     for k, size in ((6, 0.10), (8, 0.07)):  # two blots at the identity's own places
         angle, radius = 2 * np.pi * s.identity[k], 0.25 + 0.45 * s.identity[k + 1]
-        blot = _ellipse(x + rx * radius * np.cos(angle), y + ry * radius * np.sin(angle), size, size)
+        blot = _ellipse(
+            x + rx * radius * np.cos(angle), y + ry * radius * np.sin(angle), size, size
+        )
         canvas.polygon(to_pixels(blot), None, marking)
     canvas.flush()
     return image

@@ -50,7 +50,9 @@ def fit(
         for step in range(done, steps):
             rng = np.random.default_rng([seed, step, *name.encode()])
             for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, (step + 1) / WARMUP, (steps - step) / (COOLDOWN * steps))
+                group["lr"] = lr * min(
+                    1.0, (step + 1) / WARMUP, (steps - step) / (COOLDOWN * steps)
+                )
             loss = loss_of_step(rng)
             optimizer.zero_grad()
             loss.backward()

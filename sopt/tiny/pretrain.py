@@ -28,11 +28,12 @@ from .fitting import fit
 from .scenes import Scene, random_caption, random_scene
 
 SEED = 0
-SCENES = 30_000
+SCENES = 20_000
 BATCH = 64
-VAE_STEPS, VAE_RATE, CROP = 1_600, 2e-3, 32
-LOW_STEPS, LOW_RATE = 2_400, 1e-3
-HIGH_STEPS, HIGH_RATE = 2_000, 1e-3
+VAE_STEPS, VAE_RATE, CROP, VAE_BATCH = 2_000, 2e-3, 32, 32
+LOW_STEPS, LOW_RATE = 1_200, 1e-3
+HIGH_STEPS, HIGH_RATE = 1_300, 1e-3
+DECODER_STEPS, DECODER_RATE, LATENT_NOISE = 5_000, 1e-3, 0.03
 SNR_CLIP = 5.0  # min-SNR weighting (Hang et al. 2023)
 KL_WEIGHT = 1e-6
 
@@ -64,15 +65,49 @@ def fit_vae(pipe: StableDiffusionPipeline, data: Tensor, work: Path) -> None:
     vae = pipe.vae
 
     def loss_of_step(rng: np.random.Generator) -> Tensor:
-        rows = torch.from_numpy(rng.integers(len(data), size=BATCH))
+        rows = torch.from_numpy(rng.integers(len(data), size=VAE_BATCH))
         y, x = rng.integers(0, (SIDE - CROP) // 4 + 1, 2) * 4
         pixels = to_unit(data[rows, :, y : y + CROP, x : x + CROP])
         posterior = vae.encode(pixels).latent_dist
         noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, np.float32))
         output = vae.decode(posterior.mean + posterior.std * noise).sample
-        return F.l1_loss(output, pixels) + F.mse_loss(output, pixels) + KL_WEIGHT * posterior.kl().mean()
+        return (
+            F.l1_loss(output, pixels)
+            + F.mse_loss(output, pixels)
+            + KL_WEIGHT * posterior.kl().mean()
+        )
 
     fit("vae", vae, loss_of_step, steps=VAE_STEPS, lr=VAE_RATE, work=work, average=0.99)
+
+
+def fit_decoder(pipe: StableDiffusionPipeline, data: Tensor, codes: Tensor, work: Path) -> None:
+    """The decoder alone, on cached latents with a little noise: what the U-Net draws is not exact.
+
+    It runs beside the denoiser or after it, since the latents stay what they are.
+    """
+    vae, factor = pipe.vae, SIDE // codes.shape[-1]
+    decoder = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+
+    def loss_of_step(rng: np.random.Generator) -> Tensor:
+        rows = torch.from_numpy(rng.integers(len(data), size=VAE_BATCH))
+        side = CROP // factor
+        y, x = rng.integers(0, codes.shape[-1] - side + 1, 2)
+        code = codes[rows, :, y : y + side, x : x + side]
+        code = code + LATENT_NOISE * torch.from_numpy(rng.standard_normal(code.shape, np.float32))
+        output = vae.decode(code / vae.config.scaling_factor).sample
+        y, x = y * factor, x * factor
+        pixels = to_unit(data[rows, :, y : y + CROP, x : x + CROP])
+        return F.l1_loss(output, pixels) + F.mse_loss(output, pixels)
+
+    fit(
+        "decoder",
+        decoder,
+        loss_of_step,
+        steps=DECODER_STEPS,
+        lr=DECODER_RATE,
+        work=work,
+        average=0.99,
+    )
 
 
 @torch.no_grad()
@@ -138,7 +173,14 @@ def encode(pipe: StableDiffusionPipeline, captions: list[str]) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and caches")
-    work = parser.parse_args().work
+    parser.add_argument(
+        "--stage",
+        choices=("all", "denoiser", "decoder"),
+        default="all",
+        help="denoiser and decoder need not wait for each other; all runs what is left, and exports",
+    )
+    arguments = parser.parse_args()
+    work, stage = arguments.work, arguments.stage
     work.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)  # initial weights; forked, so the caller's state comes back
@@ -147,8 +189,14 @@ def main() -> None:
     data = pictures(work, drawn)
     fit_vae(pipe, data, work)
     set_scaling(pipe, data)
-    fit_denoiser(pipe, "low", drawn, latents(pipe, data, 32, work), work, LOW_STEPS, LOW_RATE)
-    fit_denoiser(pipe, "high", drawn, latents(pipe, data, 64, work), work, HIGH_STEPS, HIGH_RATE)
+    small, full = latents(pipe, data, 32, work), latents(pipe, data, 64, work)
+    if stage in ("all", "denoiser"):
+        fit_denoiser(pipe, "low", drawn, small, work, LOW_STEPS, LOW_RATE)
+        fit_denoiser(pipe, "high", drawn, full, work, HIGH_STEPS, HIGH_RATE)
+    if stage in ("all", "decoder"):
+        fit_decoder(pipe, data, full, work)
+    if stage != "all":
+        return
     pipe.to(torch.float16).save_pretrained(model_path())
 
 
