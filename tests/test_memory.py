@@ -1,0 +1,187 @@
+"""Peak memory against sums that can be done by hand."""
+
+import json
+import weakref
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import sopt
+from sopt.memory import LiveStorage, MemoryRecorder, anonymous_resident_bytes
+
+KB = 1000  # elements of float32 tensors below: 4000 bytes each
+CPU = torch.device("cpu")
+
+
+def peak_of(function):
+    """Peak bytes above those alive before, and what is left of them afterwards."""
+    with LiveStorage() as live:
+        before = live.bytes
+        kept = function()
+        after = live.bytes
+        del kept
+    return live.peak - before, after - before
+
+
+def chain():
+    x = torch.zeros(KB)  # 1 alive
+    y = x + 1  # 2
+    z = y * 2  # 3
+    del x, y  # 1
+    return z - 1  # 2
+
+
+def views():
+    x = torch.zeros(KB)
+    return x.view(10, 100).t()[3:].unsqueeze(0), x[5:], x.detach()
+
+
+def in_place():
+    return torch.zeros(KB).add_(1).mul_(2).clamp_(0, 1)
+
+
+def in_two_pieces():
+    return torch.zeros(KB).split(100), torch.empty(2 * KB).chunk(2)
+
+
+def freed_before_the_next():
+    for _ in range(5):
+        torch.zeros(KB).sum()
+
+
+def slice_keeps_all():
+    return torch.zeros(KB)[:1]
+
+
+@pytest.mark.parametrize(
+    "function, peak, left",
+    [
+        (chain, 12000, 4000),
+        (views, 4000, 4000),
+        (in_place, 4000, 4000),
+        (in_two_pieces, 12000, 12000),
+        (freed_before_the_next, 4004, 0),
+        (slice_keeps_all, 4000, 4000),
+    ],
+)
+def test_every_storage_counts_once_while_it_is_alive(function, peak, left):
+    assert peak_of(function) == (peak, left)
+
+
+def test_what_was_alive_before_is_counted_until_it_goes():
+    x = torch.zeros(KB)
+    with LiveStorage() as live:
+        with_x = live.bytes
+        x.add_(1)
+        assert live.bytes == with_x
+        del x
+        assert live.bytes == with_x - 4000
+        assert live.peak == with_x
+
+
+def test_tensors_mapped_from_a_file_count(tmp_path):
+    (tmp_path / "weights").write_bytes(bytes(8000))
+    mapped = torch.from_file(str(tmp_path / "weights"), size=2000)
+    with LiveStorage() as live:
+        before = live.bytes
+        del mapped
+        assert live.bytes == before - 8000
+
+
+def block(x):
+    return torch.exp(torch.exp(torch.exp(x)))  # exp saves its result for the backward
+
+
+def test_activations_saved_for_backward_count():
+    def step():
+        x = torch.zeros(KB, requires_grad=True)
+        block(block(x)).sum().backward()
+        return x.grad
+
+    # Highest at the last exp: x, six results, and the gradient being made; with it the loss and
+    # its own gradient, of 4 bytes each.
+    assert peak_of(step) == (4 * KB * 8 + 8, 4 * KB)
+
+
+def test_what_checkpointing_recomputes_counts():
+    def step():
+        x = torch.zeros(KB, requires_grad=True)
+        y = checkpoint(block, x, use_reentrant=False)
+        checkpoint(block, y, use_reentrant=False).sum().backward()
+        return x.grad
+
+    # Highest at the last exp: x and y, which were kept, three results computed again, and the
+    # gradient being made.
+    assert peak_of(step) == (4 * KB * 6 + 8, 4 * KB)
+
+
+def test_optimizer_state_and_gradients_count():
+    weight = torch.zeros(KB, requires_grad=True)
+    optimizer = torch.optim.AdamW([weight], lr=0.1, foreach=False)
+
+    def step():
+        (weight * 1).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    _, left = peak_of(step)
+    assert left == 2 * 4 * KB + 4  # two moments and the count of steps
+
+
+def test_phases_have_peaks_of_their_own_and_keep_the_highest():
+    held = []
+    with MemoryRecorder(CPU) as memory:
+        with memory.phase("small"):
+            base = memory._live.bytes
+            torch.zeros(KB).sum()
+        with memory.phase("large"):
+            held.append(torch.zeros(5 * KB))
+            torch.zeros(5 * KB).sum()
+        with memory.phase("small"):
+            torch.zeros(1)
+        with memory.phase("large", measured=False):
+            torch.zeros(90 * KB)
+        with memory.phase("later"):
+            torch.zeros(KB)
+    assert memory.peaks["small"] - base == 20000 + 4  # on re-entry, with what the large one left
+    assert memory.peaks["large"] - base == 40000 + 4
+    assert memory.peaks["later"] - base == 24000
+
+
+def test_process_figures_stand_beside():
+    with MemoryRecorder(CPU) as memory:
+        with memory.phase("a"):
+            held = bytearray(64 << 20)
+        del held
+    summary = memory.summary()
+    assert set(summary) == {"a", "process_anonymous"}
+    if anonymous_resident_bytes() is not None:
+        process = summary["process_anonymous"]
+        assert process["a"] - process["at_start"] >= 63 << 20
+    json.dumps(summary)
+
+
+def test_nothing_is_kept_alive_by_being_counted():
+    with LiveStorage():
+        x = torch.zeros(KB)
+        storage = weakref.ref(x.untyped_storage())
+        del x
+        assert storage() is None
+
+
+def test_zeroth_order_needs_less_than_backprop_at_the_same_resolution(settings, monkeypatch):
+    from pipelines import draw_blank
+
+    monkeypatch.setattr("sopt.trainer.generate", draw_blank)
+    run = sopt.train(**settings | {"low_res_ratio": 1.0, "resolution": 64})
+    unet = sum(p.numel() * 4 for p in open_unet(settings).parameters())
+    assert unet < run.memory["train-zo"] < run.memory["train-bp"]
+    # The text encoder and the VAE, without the U-Net, are smaller here than the U-Net.
+    assert run.memory["save"] < unet
+
+
+def open_unet(settings):
+    from sopt.models import open_model
+
+    return open_model(settings["model"]).load_unet()
