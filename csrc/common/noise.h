@@ -1,7 +1,7 @@
 // Words to Gaussian samples: the normative arithmetic of noise, version 1.
 //
 // Written once over a policy P of lanes: P::F, P::U and P::I hold float, uint32_t and int32_t, as
-// scalars or as vectors. Only +, -, *, integer and bit operations, comparisons, fma, correctly
+// scalars, vectors or several vectors. Only +, -, *, integer and bit operations, comparisons, fma, correctly
 // rounded sqrt and exact conversions occur, in a fixed order, so that every P gives the same bits;
 // sopt_kernels/_noise.py is the same in plain PyTorch. Any change here makes a new version.
 //
@@ -31,20 +31,19 @@ template <class P>
 SOPT_INLINE typename P::F radius(typename P::U w) {
   using F = typename P::F;
   using U = typename P::U;
-  using I = typename P::I;
   // -2 log1p(-g / 2) = g + g^2 * polynomial on [0, 1].
   constexpr float kLog[] = {0x1.00001ep-2f,  0x1.5542f6p-4f, 0x1.01e9dap-5f,
                             0x1.6830eap-7f,  0x1.5c3ad8p-7f, -0x1.2f3ddep-7f,
                             0x1.f88efcp-7f, -0x1.3cfc58p-7f, 0x1.be5234p-9f};
   constexpr float kMinus2Ln2 = -0x1.62e43p+0f;
-  const auto upper = (I)w < 0;           // u > 1/2: ln u = log1p(-(1 - u))
-  const U nearer = w ^ (U)((I)w >> 31);  // distance to the nearer end, formed from the integer
-  const F f = P::fma(P::to_float((I)nearer), P::splat(0x1p-31f), P::splat(0x1p-32f));
+  const auto upper = P::test(w, 0x80000000u);  // u > 1/2: ln u = log1p(-(1 - u))
+  // The distance to the nearer end, formed from the integer.
+  const U nearer = P::flip(upper, w);
+  const F f = P::fma(P::to_float(P::signed_of(nearer)), P::splat(0x1p-31f), P::splat(0x1p-32f));
   // Lower half: 2 u = f = 2^exponent * mantissa, mantissa in [1, 2), so that with
   // g = 2 - mantissa, ln u = exponent ln 2 + log1p(-g / 2). Upper half: 2 (1 - u) = f = g.
-  const F mantissa = P::float_of((P::bits_of(f) & 0x7FFFFFu) | 0x3F800000u);
-  const F g = upper ? f : 2.0f - mantissa;
-  const F exponent = upper ? P::splat(0.0f) : P::exponent(f);
+  const F g = P::select(upper, f, 2.0f - P::mantissa(f));
+  const F exponent = P::select(upper, P::splat(0.0f), P::exponent(f));
   const F linear = P::fma(exponent, P::splat(kMinus2Ln2), g);
   return P::sqrt(P::fma(polynomial<P>(g, kLog), g * g, linear));
 }
@@ -54,23 +53,23 @@ template <class P>
 SOPT_INLINE void cosine_and_sine(typename P::U w, typename P::F& cosine, typename P::F& sine) {
   using F = typename P::F;
   using U = typename P::U;
-  using I = typename P::I;
   constexpr float kPi4High = 0x1.921fb6p-1f, kPi4Low = -0x1.777a5cp-26f;
   constexpr float kSin[] = {-0x1.4abbbep-4f, 0x1.465facp-9f, -0x1.2db5c8p-15f};
   constexpr float kCos[] = {-0x1.3bd3ccp-2f, 0x1.03c1b0p-6f, -0x1.55b2b2p-12f, 0x1.d4f47ap-19f};
   // The nearest multiple of pi / 2 in the top two bits, the rest exactly, in units of pi / 4:
   // octants 2q - 1 and 2q belong to quadrant q, with x in (-1, 0) and (0, 1).
   const U quadrant = w + 0x20000000u;
-  const F x = P::to_float((I)((w << 2) | 2u)) * 0x1p-31f;
+  const F turn = P::to_float(P::signed_of((w << 2) | 2u));
+  const F x = P::float_of(P::bits_of(turn) - (31u << 23));  // times 2^-31: turn is never 0
   const F y = x * x;
   const F low = P::fma(y, polynomial<P>(y, kSin), P::splat(kPi4Low));
   const F s = P::fma(x, P::splat(kPi4High), x * low);
   const F c = P::fma(y, polynomial<P>(y, kCos), P::splat(1.0f));
-  const auto odd = (I)(quadrant << 1) < 0;
+  const auto odd = P::test(quadrant, 0x40000000u);
   const U cosine_sign = (quadrant + 0x40000000u) & 0x80000000u;
   const U sine_sign = quadrant & 0x80000000u;
-  cosine = P::float_of(P::bits_of(odd ? s : c) ^ cosine_sign);
-  sine = P::float_of(P::bits_of(odd ? c : s) ^ sine_sign);
+  cosine = P::float_of(P::bits_of(P::select(odd, s, c)) ^ cosine_sign);
+  sine = P::float_of(P::bits_of(P::select(odd, c, s)) ^ sine_sign);
 }
 
 // The two samples of the words (w0, w1): Box & Muller, Ann. Math. Stat. 29(2), 1958.

@@ -8,12 +8,12 @@
 namespace sopt {
 namespace {
 
-// Seeds that one pass over the elements applies while the sums stay in registers.
-constexpr int kGroup = 8;
+// Seeds that are applied together while the sums stay in registers.
+constexpr int kMaxGroup = 8;
 
 struct Group {
-  RoundKeys keys[kGroup];
-  float coefficients[kGroup];
+  RoundKeys keys[kMaxGroup];
+  float coefficients[kMaxGroup];
   int terms;
   float decay;
 };
@@ -35,35 +35,62 @@ SOPT_INLINE void store_some(T* to, int64_t count, typename P::F value) {
   if (count > 0) memcpy(to, buffer, size_t(count) * sizeof(T));
 }
 
-// One block of each lane gives 4 * kLanes elements. `whole` is a constant where it is inlined.
+// One block of each lane gives 4 * kLanes elements; two packs at a time. One seed at a time: the
+// arithmetic takes so long that sums in the first-level cache cost nothing, and with no loop over
+// seeds inside, its constants stay in registers.
 struct Gaussian {
+  static constexpr int kGroup = 1;
+
+  // The elements of `words`; count of them if not `whole`. Both flags are constants when inlined.
   template <class P, class From, class To>
-  SOPT_INLINE void apply(const From* from, To* to, int64_t count, bool whole, uint64_t first,
-                         uint64_t stream, const Group& group) {
+  SOPT_INLINE void apply(const From* from, To* to, int64_t count, bool whole, bool decays,
+                         const Two<typename P::U> (&words)[4], const Group& group) {
+    using Q = Twice<Twice<P>>;
     using F = typename P::F;
     constexpr int N = P::kLanes;
-    F acc[4];
-    for (int j = 0; j < 4; ++j)
-      acc[j] = (whole ? P::load(from + j * N) : load_some<P>(from + j * N, count - j * N)) *
-               group.decay;
-    for (int k = 0; k < group.terms; ++k) {
-      typename P::U words[4];
-      block_words<P>(first, stream, group.keys[k], words);
-      F z[4];
-      box_muller<P>(words[0], words[1], z[0], z[1]);
-      box_muller<P>(words[2], words[3], z[2], z[3]);
-      P::transpose(z);
-      const F c = P::splat(group.coefficients[k]);
-      for (int j = 0; j < 4; ++j) acc[j] = P::fma(c, z[j], acc[j]);
+    typename Q::F even, odd;
+    box_muller<Q>({words[0], words[2]}, {words[1], words[3]}, even, odd);
+    F z[2][4] = {{even.a.a, odd.a.a, even.b.a, odd.b.a}, {even.a.b, odd.a.b, even.b.b, odd.b.b}};
+    P::transpose(z[0]);
+    P::transpose(z[1]);
+    for (int j = 0; j < 8; ++j) {
+      F acc = whole ? P::load(from + j * N) : load_some<P>(from + j * N, count - j * N);
+      if (decays) acc = acc * group.decay;
+      acc = P::fma(P::splat(group.coefficients[0]), z[j / 4][j % 4], acc);
+      whole ? P::store(to + j * N, acc) : store_some<P>(to + j * N, count - j * N, acc);
     }
-    for (int j = 0; j < 4; ++j)
-      whole ? P::store(to + j * N, acc[j]) : store_some<P>(to + j * N, count - j * N, acc[j]);
   }
-  static constexpr int kBlock = 4;  // elements
+
+  // The words of the next packs are computed beside the samples of these: the integer
+  // multiplications of the one fill the gaps in the polynomials of the other.
+  template <class P, class From, class To>
+  SOPT_INLINE void loop(const From* from, To* to, int64_t begin, int64_t end, bool decays,
+                        uint64_t stream, const Group& group) {
+    constexpr int64_t kChunk = 8 * P::kLanes;
+    Two<typename P::U> words[4], next[4];
+    block_words<P>(uint64_t(begin) / 4, stream, group.keys[0], words);
+    for (; begin + kChunk <= end; begin += kChunk, from += kChunk, to += kChunk) {
+      block_words<P>(uint64_t(begin + kChunk) / 4, stream, group.keys[0], next);
+      apply<P>(from, to, kChunk, true, decays, words, group);
+      for (int j = 0; j < 4; ++j) words[j] = next[j];
+    }
+    if (begin < end) apply<P>(from, to, end - begin, false, decays, words, group);
+  }
+
+  template <class P, class From, class To>
+  static void add(const From* from, To* to, int64_t begin, int64_t end, uint64_t stream,
+                  const Group& group) {
+    if (group.decay == 1.0f)
+      loop<P>(from, to, begin, end, false, stream, group);
+    else
+      loop<P>(from, to, begin, end, true, stream, group);
+  }
 };
 
 // One block of each lane gives 128 * kLanes elements: the words of all seeds first, as bits.
 struct Rademacher {
+  static constexpr int kGroup = kMaxGroup;
+
   template <class P, class From, class To>
   SOPT_INLINE void apply(const From* from, To* to, int64_t count, bool whole, uint64_t first,
                          uint64_t stream, const Group& group) {
@@ -94,24 +121,21 @@ struct Rademacher {
         whole ? P::store(to + i, acc) : store_some<P>(to + i, count - i, acc);
       }
   }
-  static constexpr int kBlock = 128;
+
+  template <class P, class From, class To>
+  static void add(const From* from, To* to, int64_t begin, int64_t end, uint64_t stream,
+                  const Group& group) {
+    constexpr int64_t kChunk = 128 * P::kLanes;
+    for (; begin + kChunk <= end; begin += kChunk, from += kChunk, to += kChunk)
+      apply<P>(from, to, kChunk, true, uint64_t(begin) / 128, stream, group);
+    if (begin < end)
+      apply<P>(from, to, end - begin, false, uint64_t(begin) / 128, stream, group);
+  }
 };
 
-// Elements begin .. end of one group of seeds; `from` and `to` point to element `begin`.
-template <class P, class Noise, class From, class To>
-void add_group(const From* from, To* to, int64_t begin, int64_t end, uint64_t stream,
-               const Group& group) {
-  constexpr int64_t kChunk = Noise::kBlock * P::kLanes;
-  int64_t i = begin;
-  for (; i + kChunk <= end; i += kChunk, from += kChunk, to += kChunk)
-    Noise::template apply<P>(from, to, kChunk, true, uint64_t(i) / Noise::kBlock, stream, group);
-  if (i < end)
-    Noise::template apply<P>(from, to, end - i, false, uint64_t(i) / Noise::kBlock, stream, group);
-}
-
-SOPT_INLINE Group group_of(const Sum& sum, int64_t first) {
+SOPT_INLINE Group group_of(const Sum& sum, int64_t first, int64_t most) {
   Group group;
-  group.terms = sum.terms - first < kGroup ? int(sum.terms - first) : kGroup;
+  group.terms = int(sum.terms - first < most ? sum.terms - first : most);
   group.decay = first == 0 ? sum.decay : 1.0f;
   for (int k = 0; k < group.terms; ++k) {
     group.keys[k] = round_keys(sum.seeds[first + k]);
@@ -124,18 +148,21 @@ SOPT_INLINE Group group_of(const Sum& sum, int64_t first) {
 template <class P, class Noise, class T>
 void add_noise(const void* base, void* out, int64_t begin, int64_t end, uint64_t stream,
                const Sum& sum) {
+  constexpr int64_t K = Noise::kGroup;
   const T* from = static_cast<const T*>(base) + begin;
   T* to = static_cast<T*>(out) + begin;
-  if (sum.terms <= kGroup)
-    return add_group<P, Noise>(from, to, begin, end, stream, group_of(sum, 0));
+  if (sum.terms == 0)  // no noise of any kind: decay alone
+    return Rademacher::add<P>(from, to, begin, end, stream, group_of(sum, 0, K));
+  if (sum.terms <= K)
+    return Noise::template add<P>(from, to, begin, end, stream, group_of(sum, 0, K));
   float tile[kTile];  // the sums between groups, in the first-level cache
   for (; begin < end; begin += kTile, from += kTile, to += kTile) {
     const int64_t stop = begin + kTile < end ? begin + kTile : end;
-    add_group<P, Noise>(from, tile, begin, stop, stream, group_of(sum, 0));
-    int64_t k = kGroup;
-    for (; k + kGroup < sum.terms; k += kGroup)
-      add_group<P, Noise>(tile, tile, begin, stop, stream, group_of(sum, k));
-    add_group<P, Noise>(tile, to, begin, stop, stream, group_of(sum, k));
+    Noise::template add<P>(from, tile, begin, stop, stream, group_of(sum, 0, K));
+    int64_t k = K;
+    for (; k + K < sum.terms; k += K)
+      Noise::template add<P>(tile, tile, begin, stop, stream, group_of(sum, k, K));
+    Noise::template add<P>(tile, to, begin, stop, stream, group_of(sum, k, K));
   }
 }
 

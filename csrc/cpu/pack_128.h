@@ -17,13 +17,22 @@ struct Pack {
   typedef uint32_t U __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));
   typedef uint64_t W __attribute__((vector_size(16)));
+  typedef I M;
   typedef uint16_t H __attribute__((vector_size(8)));
 
   SOPT_INLINE F splat(float x) { return F{x, x, x, x}; }
+  SOPT_INLINE W splat_wide(uint64_t x) { return W{} + x; }
   SOPT_INLINE U bits_of(F x) { return (U)x; }
   SOPT_INLINE F float_of(U x) { return (F)x; }
+  SOPT_INLINE I signed_of(U x) { return (I)x; }
   SOPT_INLINE F to_float(I x) { return __builtin_convertvector(x, F); }
+  // Which lanes have the bit set; the complement of these lanes; x in them, y in the others.
+  SOPT_INLINE M test(U x, uint32_t bit) { return (x & bit) != 0u; }
+  SOPT_INLINE U flip(M m, U x) { return x ^ (U)m; }
+  SOPT_INLINE F select(M m, F x, F y) { return m ? x : y; }
+  // The exponent of x > 0 as a number, and x scaled by a power of two to [1, 2).
   SOPT_INLINE F exponent(F x) { return to_float((I)(((U)x >> 23) - 127u)); }
+  SOPT_INLINE F mantissa(F x) { return (F)(((U)x & 0x7FFFFFu) | 0x3F800000u); }
 
 #if defined(__ARM_NEON)
   SOPT_INLINE F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }

@@ -13,12 +13,27 @@ struct Pack {
   typedef uint32_t U __attribute__((vector_size(64)));
   typedef int32_t I __attribute__((vector_size(64)));
   typedef uint64_t W __attribute__((vector_size(64)));
+  typedef __mmask16 M;
 
   SOPT_INLINE F splat(float x) { return _mm512_set1_ps(x); }
+  SOPT_INLINE W splat_wide(uint64_t x) { return W{} + x; }
   SOPT_INLINE U bits_of(F x) { return (U)x; }
   SOPT_INLINE F float_of(U x) { return (F)x; }
+  SOPT_INLINE I signed_of(U x) { return (I)x; }
   SOPT_INLINE F to_float(I x) { return _mm512_cvtepi32_ps((__m512i)x); }
+  // The exponent of x > 0 as a number, and x scaled by a power of two to [1, 2).
   SOPT_INLINE F exponent(F x) { return _mm512_getexp_ps(x); }
+  SOPT_INLINE F mantissa(F x) {
+    return _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero);
+  }
+  // Which lanes have the bit set; the complement of these lanes; x in them, y in the others.
+  SOPT_INLINE M test(U x, uint32_t bit) {
+    return _mm512_test_epi32_mask((__m512i)x, _mm512_set1_epi32(int(bit)));
+  }
+  SOPT_INLINE U flip(M m, U x) {
+    return (U)_mm512_mask_xor_epi32((__m512i)x, m, (__m512i)x, _mm512_set1_epi32(-1));
+  }
+  SOPT_INLINE F select(M m, F x, F y) { return _mm512_mask_blend_ps(m, y, x); }
   SOPT_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   SOPT_INLINE F sqrt(F x) { return _mm512_sqrt_ps(x); }
 
