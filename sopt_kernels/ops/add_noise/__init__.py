@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -147,6 +148,14 @@ def _samples(device):
         yield tensors, *rest
 
 
+def _triton() -> Callable | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from .triton_kernel import add_noise_ as launcher
+
+    return launcher
+
+
 register(
     Op(
         name="add_noise_",
@@ -158,5 +167,6 @@ register(
         fake=_fake,
         samples=_samples,
         native={"cpu": add_noise_cpu},
+        triton=_triton(),
     )
 )

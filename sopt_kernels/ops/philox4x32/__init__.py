@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -68,6 +69,14 @@ def _samples(device):
         yield counters[:rows], key
 
 
+def _triton() -> Callable | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from .triton_kernel import philox4x32 as launcher
+
+    return launcher
+
+
 register(
     Op(
         name="philox4x32",
@@ -76,5 +85,6 @@ register(
         fake=_fake,
         samples=_samples,
         native={"cpu": philox4x32_cpu},
+        triton=_triton(),
     )
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -114,6 +115,14 @@ def _samples(device):
         yield [torch.full_like(x, float("nan")) for x in tensors], tensors, *rest
 
 
+def _triton() -> Callable | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from .triton_kernel import write_noisy_ as launcher
+
+    return launcher
+
+
 register(
     Op(
         name="write_noisy_",
@@ -125,5 +134,6 @@ register(
         fake=_fake,
         samples=_samples,
         native={"cpu": write_noisy_cpu},
+        triton=_triton(),
     )
 )

@@ -1,0 +1,90 @@
+"""Triton kernels compile for GPUs that are not there: catches what the interpreter lets pass."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("kernels are interpreted in this process", allow_module_level=True)
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from sopt_kernels import _triton_add_noise
+from sopt_kernels.ops.philox4x32 import triton_kernel as philox
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+
+def compile_for(target, function, signature, **constants):
+    source = ASTSource(
+        fn=function,
+        signature={**signature, **dict.fromkeys(constants, "constexpr")},
+        constexprs=constants,
+    )
+    options = {"enable_fp_fusion": False}
+    return triton.compile(source, target=TARGETS[target], options=options).asm
+
+
+def add_noise_assembly(target, gaussian, dtype, decay="fp32"):
+    return compile_for(
+        target,
+        _triton_add_noise._add_noise_kernel,
+        {
+            "table_ptr": "*i64",
+            "seeds_ptr": "*i64",
+            "coefficients_ptr": "*fp32",
+            "terms": "i32",
+            "decay": decay,
+        },
+        STEPS=9,
+        TENSORS=256,
+        GAUSSIAN=gaussian,
+        DTYPE=dtype,
+        ELEMENTS=_triton_add_noise.ELEMENTS,
+        COLUMNS=_triton_add_noise.COLUMNS,
+    )
+
+
+@pytest.mark.parametrize("gaussian", [True, False], ids=["gaussian", "rademacher"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_add_noise(target, gaussian):
+    assembly = add_noise_assembly(target, gaussian, tl.bfloat16)
+    text = assembly["amdgcn" if target.startswith("gfx") else "ptx"]
+    assert target in text
+
+
+@pytest.mark.parametrize("dtype", [tl.float32, tl.float16])
+def test_add_noise_dtypes(dtype):
+    assert "sm_90" in add_noise_assembly("sm_90", True, dtype, decay="fp64")["ptx"]  # as Inductor
+
+
+def test_no_operation_may_be_fused_or_approximated():
+    """Each float operation carries .rn: ptxas fuses only multiplications and sums without it."""
+    ptx = add_noise_assembly("sm_90", True, tl.float32)["ptx"]
+    operations = re.findall(r"\b((?:mul|add|sub|fma|sqrt|div|ex2|lg2|sin|cos)\.[\w.]*f32)\b", ptx)
+    assert "sqrt.rn.f32" in operations
+    assert [o for o in operations if ".rn" not in o or ".ftz" in o or "approx" in o] == []
+    # Four warps: of the pairs of elements a thread has, each takes 11 fma for the radius, 4 for the
+    # sine, 4 for the cosine, and 2 for the sums; one more would be a fusion that nobody asked for.
+    pairs = _triton_add_noise.ELEMENTS // (4 * 32) // 2
+    assert operations.count("fma.rn.f32") == pairs * (11 + 4 + 4 + 2)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_philox4x32(target):
+    pointers = dict.fromkeys(("counter_ptr", "key_ptr", "words_ptr"), "*u32")
+    types = {**pointers, "n": "i32"}
+    assert compile_for(target, philox._philox4x32_kernel, types, ROWS=philox.ROWS)
