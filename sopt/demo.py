@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from .errors import InputError
 from .files import write_bytes
 from .sampling import generate, picture_grid, png_bytes
 from .tiny import judge
@@ -38,41 +40,38 @@ def demo(output: Path, seed: int = 0, steps: int | None = None) -> dict[str, Any
 
     Returns:
         ``seconds``; ``peak_bytes`` by phase; ``subject_before``, ``subject_after``,
-        ``prompt_before``, ``prompt_after`` (scores of :mod:`sopt.tiny.judge`); paths of ``grid``
-        and ``adapter``.
+        ``prompt_before``, ``prompt_after`` (scores of :mod:`sopt.tiny.judge`); ``subject`` in
+        words; paths of ``grid`` and ``adapter``.
     """
     started = time.monotonic()
     rng = np.random.default_rng(seed)
     subject = random_subject(rng)
     photos = draw_photos(subject, rng)
-    for number, photo in enumerate(photos, start=1):
-        write_bytes(output / "photos" / f"{number:02d}.png", png_bytes(photo))
+    _write_photos(output / "photos", photos)
     prompt = f"a sks {subject.kind}"
     run = train(
         model="tiny",
         images=str(output / "photos"),
         prompt=prompt,
         output=str(output / "run"),
-        steps=steps or STEPS,
+        steps=STEPS if steps is None else steps,
         seed=seed,
     )
     known = judge.reference(subject)
-    figures: dict[str, Any] = {}
-    rows = [photos]
-    labels = [f"{PHOTOS} pictures of a new subject"]
-    for when, adapter in (("before", None), ("after", run.adapter)):
-        plain = generate(adapter=adapter, prompt=prompt, num_images=SCORED)
-        placed, score = _in_places(prompt, subject, adapter)
-        figures[f"subject_{when}"] = judge.subject_score(plain, known)
-        figures[f"prompt_{when}"] = score
-        rows += [plain[:SHOWN], placed]
+    before, after = score_adapter(None, subject, known), score_adapter(run.adapter, subject, known)
+    rows, labels = [photos], [f"{PHOTOS} pictures of a new subject"]
+    for when, scores in (("before", before), ("after", after)):
+        rows += [scores.plain[:SHOWN], scores.placed]
         labels += [f"{when}: {prompt}", f"{when}: ... {', '.join(PLACES.values())}"]
     grid = output / "grid.png"
     write_bytes(grid, png_bytes(picture_grid(rows, labels)))
     return {
         "seconds": time.monotonic() - started,
         "peak_bytes": {k: v for k, v in run.memory.items() if isinstance(v, int)},
-        **figures,
+        "subject_before": before.subject,
+        "subject_after": after.subject,
+        "prompt_before": before.prompt,
+        "prompt_after": after.prompt,
         "subject": full_caption(place(subject, np.random.default_rng(0))),
         "grid": str(grid),
         "adapter": str(run.adapter),
@@ -85,15 +84,36 @@ def draw_photos(subject: Subject, rng: np.random.Generator) -> list[Image.Image]
     return [draw(place(subject, rng, BACKGROUNDS[i])) for i in places]
 
 
-def _in_places(
-    prompt: str, subject: Subject, adapter: Path | None
-) -> tuple[list[Image.Image], float]:
-    """Two pictures of each place to show, and the prompt score over SCORED pictures."""
+def _write_photos(folder: Path, photos: list[Image.Image]) -> None:
+    files = {folder / f"{k:02d}.png": png_bytes(photo) for k, photo in enumerate(photos, start=1)}
+    for file, content in files.items():
+        if file.exists() and file.read_bytes() != content:
+            raise InputError(
+                f"output: {file} is another picture, and is not overwritten: choose another folder"
+            )
+    for file, content in files.items():
+        write_bytes(file, content)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The judge's scores of an adapter, and some of the pictures behind them."""
+
+    subject: float
+    prompt: float
+    plain: list[Image.Image]  # of the training prompt
+    placed: list[Image.Image]  # two of each place
+
+
+def score_adapter(adapter: Path | None, subject: Subject, known: judge.Reference) -> Scores:
+    """Draw SCORED pictures of the prompt alone and SCORED in places it names, and judge them."""
+    prompt = f"a sks {subject.kind}"
+    plain = generate(adapter=adapter, prompt=prompt, num_images=SCORED)
     shown, scores = [], []
     for background, phrase in PLACES.items():
         images = generate(
             adapter=adapter, prompt=f"{prompt} {phrase}", num_images=SCORED // len(PLACES)
         )
         scores.append(judge.prompt_score(images, {"class": subject.kind, "background": background}))
-        shown += images[:2]
-    return shown, float(np.mean(scores))
+        shown += images[: SHOWN // len(PLACES)]
+    return Scores(judge.subject_score(plain, known), float(np.mean(scores)), plain, shown)

@@ -27,7 +27,7 @@ from .scenes import IDENTITY_NUMBERS, VOCABULARIES, Scene, place, random_subject
 SEED = 1
 GROUPS, ALIKE, VIEWS = 1000, 4, 4  # groups of individuals alike, pictures of each
 GROUPS_A_STEP = 12  # of which 2 views each: 96 pictures
-STEPS, RATE = 1_500, 1.5e-3
+STEPS, RATE = 1_100, 1.5e-3
 TEMPERATURE = 0.1
 HELD_OUT_GROUPS = 60
 FIGURES = Path(__file__).parent / "figures.json"
