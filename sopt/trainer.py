@@ -7,7 +7,6 @@ Phases, each with no more in memory than it needs: load and cache (text encoder,
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import signal
 import threading
@@ -31,7 +30,7 @@ from .files import check_writable, write_bytes, write_json, write_text
 from .memory import MemoryRecorder
 from .models import LORA_TARGETS, Model, inject_lora, open_model
 from .run_folder import Run, RunFolder, fingerprint
-from .sampling import generate
+from .sampling import generate, png_bytes
 from .schedules import make_schedule
 from .steps.backprop import backprop_step
 from .steps.loss import diffusion_loss
@@ -208,9 +207,7 @@ def _draw_samples(config: TrainConfig, folder: RunFolder) -> None:
             resolution=config.resolution,
             device=config.device,
         )
-        png = io.BytesIO()
-        picture.save(png, format="PNG")
-        write_bytes(path, png.getvalue())
+        write_bytes(path, png_bytes(picture))
 
 
 def _resolve(config: TrainConfig, model: Model) -> TrainConfig:

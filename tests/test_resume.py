@@ -276,7 +276,7 @@ print(json.dumps(killed))
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_twenty_kills_at_random_moments_cost_nothing(settings, tmp_path):
-    settings |= {"output": str(tmp_path), "steps": 20, "checkpoint_every": 3}
+    settings |= {"output": str(tmp_path), "steps": 10, "checkpoint_every": 3}
     script = [KILLER, str(Path(__file__).parent), json.dumps(settings), "20", json.dumps(RESULTS)]
     # A fork copies one thread only, so torch must not have started others.
     done = subprocess.run(
