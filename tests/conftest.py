@@ -1,6 +1,50 @@
-"""What all tests share."""
+"""What all tests share: seeds, and memory that shows when it was never written."""
+
+from __future__ import annotations
 
 import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned_empty(monkeypatch):
+    """torch.empty and empty_like give NaN (or the largest integer), so unwritten output shows."""
+
+    def poisoned(make):
+        def made(*args, **kwargs):
+            x = make(*args, **kwargs)
+            if x.dtype == torch.uint32:  # fill_ knows no uint32
+                x.view(torch.int32).fill_(-1)
+            else:
+                x.fill_(float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).max)
+            return x
+
+        return made
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+
+
+@pytest.fixture
+def cpu_level():
+    """A function that puts libsopt_cpu on one instruction-set level until the test ends."""
+    from sopt_kernels import _native
+
+    if "cpu" not in _native.LIBRARIES:
+        pytest.skip(_native.UNAVAILABLE["cpu"])
+    set_level, before = _native.LIBRARIES["cpu"].sopt_set_cpu_level, _native.cpu_level()
+
+    def force(level: str) -> None:
+        if set_level(level.encode()):
+            pytest.skip(f"this processor has no {level}")
+
+    yield force
+    assert set_level(before.encode()) == 0
 
 
 @pytest.fixture(scope="session")
