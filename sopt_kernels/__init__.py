@@ -2,6 +2,7 @@
 
 from ._registry import Body, backends
 from ._streams import stream_id
+from .ops import box_muller as box_muller  # a module: registers the op
 from .ops.add_noise import add_noise_, noise
 from .ops.philox4x32 import philox4x32
 from .ops.write_noisy import write_noisy_

@@ -52,6 +52,10 @@ def check_writable(name: str, tensors: Sequence[Tensor]) -> None:
                 raise RuntimeError(f"{name}[{k}] requires grad: call this under torch.no_grad()")
 
 
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 def check_kind(kind: str) -> None:
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
@@ -64,7 +68,7 @@ def check_decay(decay: float) -> None:
 
 def stream_bits(streams: Streams, count: int) -> list[int]:
     """One int64 per tensor from ids or names; a single one stands for a list of one."""
-    values = [streams] if isinstance(streams, int | str) else list(streams)
+    values = list(streams) if _is_list(streams) else [streams]
     if len(values) != count:
         raise ValueError(f"streams must be one per tensor ({count}), got {len(values)}")
     return [int64_bits("streams", stream_id(v) if isinstance(v, str) else v) for v in values]
@@ -83,7 +87,7 @@ def terms_of(
         if seeds.dtype != torch.int64:
             raise TypeError(f"seeds must be an int64 tensor or integers, got {seeds.dtype}")
     else:
-        numbers = [seeds] if isinstance(seeds, int) else list(seeds)
+        numbers = list(seeds) if _is_list(seeds) else [seeds]
         seeds = torch.tensor([int64_bits("seeds", s) for s in numbers], dtype=torch.int64)
     if isinstance(coefficients, Tensor):
         if coefficients.dtype != torch.float32:
@@ -92,7 +96,7 @@ def terms_of(
             )
         coefficients = coefficients.detach()
     else:
-        values = [coefficients] if isinstance(coefficients, int | float) else list(coefficients)
+        values = list(coefficients) if _is_list(coefficients) else [coefficients]
         coefficients = torch.tensor(values, dtype=torch.float32)
     for name, x in (("seeds", seeds), ("coefficients", coefficients)):
         if x.dim() > 1:

@@ -14,7 +14,7 @@ SHAPES = [(0,), (), (3,), (128,), (2048,), (37, 65), (5003,)]  # empty, 0-D, tai
 
 
 def noise_samples(device: str) -> Iterator[tuple]:
-    """``(tensors, seeds, coefficients, streams, kind, decay)``: each dtype alone, then all mixed."""
+    """``(tensors, seeds, coefficients, streams, kind, decay)``: each dtype alone, then mixed."""
     for kind in KINDS:
         for dtype, terms, decay in zip(DTYPES, (1, 2, 2), (1.0, 0.99, 1.0), strict=True):
             yield _sample(device, kind, [(s, dtype) for s in SHAPES], terms, decay)

@@ -55,7 +55,8 @@ def _add_noise_kernel(
     i = first + tl.arange(0, ELEMENTS)
     total = tl.load(base_ptr + i, mask=i < numel, other=0.0).to(tl.float32)
     total = total * tl.cast(decay, tl.float32)  # float64 when launched from Inductor
-    for k in range(terms):
+    k = 0
+    while k < terms:  # range() of an argument breaks the interpreter of 3.6 with numpy 2.4
         seed = tl.load(seeds_ptr + k)
         coefficient = tl.load(coefficients_ptr + k)
         if GAUSSIAN:
@@ -63,6 +64,7 @@ def _add_noise_kernel(
         else:
             z = rademacher(seed, stream, first, ELEMENTS)
         total = tl.fma(tl.zeros_like(z) + coefficient, z, total)
+        k += 1
     tl.store(out_ptr + i, total.to(DTYPE), mask=i < numel)
 
 

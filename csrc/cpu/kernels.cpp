@@ -10,6 +10,7 @@
 #include "pack_128.h"
 #endif
 #include "add_noise.h"
+#include "box_muller.h"
 #include "philox4x32.h"
 
 namespace sopt {
@@ -20,6 +21,7 @@ const Kernels SOPT_KERNELS = {
      {add_noise<Pack, Rademacher, float>, add_noise<Pack, Rademacher, bfloat16>,
       add_noise<Pack, Rademacher, float16>}},
     philox4x32_10_rows<Pack>,
+    box_muller_pairs<Pack>,
 };
 
 }  // namespace sopt

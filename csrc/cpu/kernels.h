@@ -21,6 +21,7 @@ struct Kernels {
   void (*add_noise[2][3])(const void* base, void* out, int64_t begin, int64_t end, uint64_t stream,
                           const Sum& sum);
   void (*philox4x32_10)(const uint32_t* counters, int64_t n, uint64_t key, uint32_t* words);
+  void (*box_muller)(const uint32_t* words, int64_t pairs, float* samples);
 };
 
 // Each is defined by one compilation of kernels.cpp.

@@ -81,6 +81,9 @@ typedef enum { SOPT_GAUSSIAN = 0, SOPT_RADEMACHER = 1 } sopt_noise;
 SOPT_API sopt_status sopt_philox4x32_10_cpu(const uint32_t* counters, int64_t n,
                                             const uint32_t* key, uint32_t* words);
 
+/* The samples 2 i, 2 i + 1 of SOPT_GAUSSIAN from the words 2 i, 2 i + 1, for i < pairs. */
+SOPT_API sopt_status sopt_box_muller_cpu(const uint32_t* words, int64_t pairs, float* samples);
+
 /* One tensor of a list. `out` may be `base` itself, but no `out` may overlap anything else. */
 typedef struct {
   void* out;

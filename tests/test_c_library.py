@@ -1,0 +1,180 @@
+"""The C library and its border with Python: header, symbols, levels, threads, errors."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from sopt_kernels import _native, _native_add_noise, noise
+from sopt_kernels._noise import KINDS
+from sopt_kernels._registry import OPS
+
+HEADER = Path(__file__).parents[1] / "csrc" / "include" / "sopt.h"
+# C function -> its parameter list, as text
+PROTOTYPES = dict(re.findall(r"SOPT_API [\w *]*?(sopt_\w+)\(([^)]*)\)", HEADER.read_text()))
+C_TYPES = {
+    "const sopt_tensor*": ctypes.c_void_p,
+    "const uint32_t*": ctypes.c_void_p,
+    "uint32_t*": ctypes.c_void_p,
+    "const uint64_t*": ctypes.c_void_p,
+    "const float*": ctypes.c_void_p,
+    "float*": ctypes.c_void_p,
+    "sopt_parallel_for": ctypes.c_void_p,
+    "sopt_noise": ctypes.c_int,
+    "int64_t": ctypes.c_int64,
+    "float": ctypes.c_float,
+}
+MEMBERS = {"void*": ctypes.c_void_p, "const void*": ctypes.c_void_p, "uint64_t": ctypes.c_uint64}
+OP = OPS["add_noise_"]
+
+needs_cpu_library = pytest.mark.skipif(
+    "cpu" not in _native.LIBRARIES, reason=_native.UNAVAILABLE.get("cpu", "")
+)
+
+
+def library_path(device_type: str) -> Path:
+    path = _native.library_path(device_type)
+    if not path.exists():
+        pytest.skip(f"installed without {path.name}")
+    return path
+
+
+def needs_tool(name: str) -> str:
+    return shutil.which(name) or pytest.skip(f"needs {name}")
+
+
+def run(*command) -> str:
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("name", _native.SIGNATURES)
+def test_python_signature_matches_header(name):
+    parameters = [p.strip().rpartition(" ")[0] for p in PROTOTYPES[name].split(",")]
+    assert _native.SIGNATURES[name] == tuple(C_TYPES[p] for p in parameters)
+
+
+def test_python_constants_match_header():
+    text = HEADER.read_text()
+    assert f"#define SOPT_ABI_VERSION {_native.ABI_VERSION}\n" in text
+    for dtype, code in _native.DTYPE_CODE.items():
+        assert f"SOPT_{str(dtype).removeprefix('torch.').upper()} = {code}" in text
+    for code, kind in enumerate(KINDS):
+        assert f"SOPT_{kind.upper()} = {code}" in text
+
+
+def test_python_structure_matches_header():
+    (body,) = re.findall(r"typedef struct \{([^}]*)\} sopt_tensor;", HEADER.read_text())
+    members = re.findall(r"^\s*(.+?[ *])(\w+);", body, flags=re.MULTILINE)
+    types = MEMBERS | C_TYPES
+    expected = [(name, types[kind.strip()]) for kind, name in members]
+    assert _native.TensorEntry._fields_ == expected
+
+
+def test_exports_exactly_the_header():
+    symbols = run(needs_tool("nm"), "-D", "--defined-only", library_path("cpu"))
+    assert {line.split()[-1] for line in symbols.splitlines()} == set(PROTOTYPES)
+
+
+def test_a_level_shares_no_code_with_the_others(tmp_path):
+    """An inline function with external linkage would let one level's code run in all."""
+    source = HEADER.parents[1] / "cpu" / "kernels.cpp"
+    flags = ["-std=c++17", "-O0", "-w", f"-I{HEADER.parent}", "-DSOPT_KERNELS=kernels_generic"]
+    run(needs_tool("c++"), *flags, "-c", source, "-o", tmp_path / "o")
+    symbols = run(needs_tool("nm"), "-C", "--extern-only", "--defined-only", tmp_path / "o")
+    assert [line.split(" ", 2)[2] for line in symbols.splitlines()] == ["sopt::kernels_generic"]
+
+
+def test_needs_only_the_c_library():
+    dynamic = run(needs_tool("readelf"), "-d", library_path("cpu"))
+    needed = {name.partition(".")[0] for name in re.findall(r"NEEDED.*\[(.+)\]", dynamic)}
+    assert needed <= {"libc", "libm", "ld-linux-x86-64", "ld-linux-aarch64"}
+
+
+@pytest.mark.parametrize("level", ["sse42", "avx2", "avx512", "neon", "generic"])
+def test_every_level_gives_the_bits_of_the_reference(level, cpu_level):
+    cpu_level(level)
+    for op in OPS.values():
+        for sample in op.samples("cpu"):
+            expected, actual = copy.deepcopy(sample), copy.deepcopy(sample)
+            results = op.native["cpu"](*actual), op.reference(*expected)
+            if results[0] is not None:
+                assert torch.equal(*results)
+            elif isinstance(sample[0], list):
+                assert all(map(torch.equal, actual[0], expected[0]))
+
+
+@pytest.mark.parametrize("level", ["sse42", "avx2", "avx512", "neon"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_16_bit_value_is_kept_and_rounding_is_to_nearest_even(level, dtype, cpu_level):
+    cpu_level(level)
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    no_terms = (torch.empty(0, dtype=torch.int64), torch.empty(0), [0], "gaussian")
+    kept = every.clone()
+    OP.native["cpu"]([kept], *no_terms, 1.0)
+    assert torch.equal(kept.nan_to_num(7.0), every.nan_to_num(7.0))
+    assert torch.equal(kept.isnan(), every.isnan())
+    for decay in (0.99, 1.001, 2.0**-9, 3.0 * 2.0**-14):  # to subnormals too, and to infinity
+        scaled = every.clone()
+        OP.native["cpu"]([scaled], *no_terms, decay)
+        expected = (every.float() * torch.tensor(decay)).to(dtype)
+        assert torch.equal(scaled.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+@needs_cpu_library
+@pytest.mark.parametrize("kind", KINDS)
+def test_result_does_not_depend_on_threads(kind):
+    before = torch.get_num_threads()
+    tensors = [torch.randn(n) for n in (300_003, 5, 0, 2048, 100_000)]
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append([x.clone() for x in tensors])
+        terms = torch.tensor([1, 2]), torch.tensor([0.5, 0.25])
+        OP.native["cpu"](results[-1], *terms, [1, 2, 3, 4, 5], kind, 0.9)
+    torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+
+
+@needs_cpu_library
+def test_errors_carry_the_text_of_the_library():
+    x, one = torch.zeros(1), torch.ones(1)
+    entry = (_native.TensorEntry * 1)((x.data_ptr(), x.data_ptr(), 1, 0, 9))
+    negative = (_native.TensorEntry * 1)((x.data_ptr(), x.data_ptr(), -1, 0, 0))
+    terms = torch.zeros(1, dtype=torch.int64).data_ptr(), one.data_ptr()
+    function = _native_add_noise._cpu
+    for arguments, words in (
+        ((entry, 1, *terms, 1, 0, 1.0), "unknown dtype 9 of tensor 0"),
+        ((negative, 1, *terms, 1, 0, 1.0), "numel of tensor 0 must be >= 0, got -1"),
+        ((entry, -1, *terms, 1, 0, 1.0), "count must be >= 0, got -1"),
+        ((entry, 1, *terms, -1, 0, 1.0), "terms must be >= 0, got -1"),
+        ((entry, 1, *terms, 1, 2, 1.0), "unknown kind 2"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            function(*arguments)
+    with pytest.raises(ctypes.ArgumentError):
+        function(x, 1, *terms, 1, 0, 1.0)  # a tensor is not a pointer
+    assert x.item() == 0
+
+
+@needs_cpu_library
+def test_native_refuses_strided_memory():
+    terms = torch.tensor([1]), torch.ones(1)
+    with pytest.raises(ValueError, match="contiguous"):
+        torch.ops.sopt.add_noise_([torch.zeros(4, 4).t()], *terms, [0], "gaussian", 1.0)
+
+
+def test_plain_c_client(tmp_path):
+    library = library_path("cpu")
+    run(needs_tool("cc"), "-std=c99", "-pedantic", "-Wall", "-Werror", f"-I{HEADER.parent}",
+        Path(__file__).with_name("client.c"), "-o", tmp_path / "client",
+        f"-L{library.parent}", "-lsopt_cpu", f"-Wl,-rpath,{library.parent}")  # fmt: skip
+    values = [float.fromhex(line) for line in run(tmp_path / "client").split()]
+    assert values == noise(1000, seed=42, stream=2**64 - 7).tolist()
