@@ -73,8 +73,10 @@ def generate(
 
     import torch
 
+    from .devices import resolve_device
     from .models import open_model
 
+    device = resolve_device(device)
     opened = open_model(model)
     factor = opened.vae_factor
     side = opened.native_resolution if resolution is None else resolution
@@ -87,7 +89,7 @@ def generate(
         _check_fit(file, pipeline.unet)
         pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=ADAPTER_NAME)
         pipeline.set_adapters([ADAPTER_NAME], adapter_weights=[float(adapter_scale)])
-    pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return [
         pipeline(

@@ -170,6 +170,8 @@ def test_a_bad_adapter_file_is_refused(model, tmp_path, run_folder):
         ({"seed": 2**64 - 1, "num_images": 2}, "seed must be"),
         ({"guidance": float("nan")}, "guidance must be a finite number, got nan"),
         ({"adapter_scale": "1"}, "adapter_scale must be a finite number"),
+        ({"device": "gpu"}, "device must be one of cpu.* on this machine, got 'gpu'"),
+        ({"device": "cuda:99"}, "device must be one of cpu.* on this machine, got 'cuda:99'"),
     ],
 )
 def test_a_bad_setting_is_reported_before_the_model_is_opened(settings, message):
