@@ -231,7 +231,7 @@ def _schedule(value: Any) -> Any:
     if callable(value) or value in SCHEDULES:
         return value
     try:
-        share = float(value)
+        share = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         raise InputError(
             f"unknown schedule {value!r}: {nearest(value, SCHEDULES)}; "

@@ -26,6 +26,7 @@ def create(**settings):
         ({"schedule": 1.5}, r"a schedule that is a number must be in \[0, 1\], got 1.5"),
         ({"schedule": "nan"}, r"must be in \[0, 1\], got 'nan'"),
         ({"schedule": None}, "unknown schedule None"),
+        ({"schedule": True}, r"must be in \[0, 1\], got True"),
         ({"noise": "gausian"}, "did you mean 'gaussian'?"),
         ({"resume": "newer"}, "did you mean 'never'?"),
         ({"rank": 0}, "rank must be a whole number"),

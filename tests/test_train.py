@@ -435,6 +435,34 @@ def test_a_corrupt_picture_is_found_before_anything_is_written(settings, tmp_pat
     assert not os.path.exists(settings["output"])
 
 
+def test_a_hub_id_that_cannot_be_had_is_an_input_error(settings, monkeypatch):
+    from sopt.models import StableDiffusionPipeline
+
+    def offline(*arguments, **options):
+        raise OSError("We couldn't connect to the hub.\nCheck your connection.")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "load_config", offline)
+    with pytest.raises(
+        InputError, match=r"model 'some/model' .*: We couldn't connect to the hub.$"
+    ):
+        sopt.train(**settings | {"model": "some/model"})
+    assert not os.path.exists(settings["output"])
+
+
+def test_a_folder_with_half_precision_variants_only_is_read(tmp_path):
+    pipeline = micro_pipeline()
+    for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        module.half()
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16")
+    model = open_model(tmp_path / "half")
+    for module in (model.load_unet(), model.load_vae(), model.load_text_encoder()):
+        assert all(weight.dtype == torch.float32 for weight in module.parameters())
+    assert same_bits(
+        model.load_unet().state_dict(),
+        {name: tensor.float() for name, tensor in pipeline.unet.state_dict().items()},
+    )
+
+
 def test_a_pipeline_with_a_lora_loaded_is_refused(settings):
     pipeline = micro_pipeline()
     inject_lora(pipeline.unet, 2, 0)
