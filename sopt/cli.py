@@ -51,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"sopt: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("sopt: interrupted", file=sys.stderr)
+            resumable = arguments[0] in ("train", "demo")
+            hint = "; the same command continues" if resumable else ""
+            print(f"sopt: interrupted{hint}", file=sys.stderr)
             return 130
     return 0
 

@@ -142,7 +142,7 @@ def test_ctrl_c_is_status_130_and_a_bug_keeps_its_traceback(workplace, monkeypat
 
     monkeypatch.setattr("sopt.trainer.train", interrupt)
     assert cli.main(TRAIN) == 130
-    assert capsys.readouterr().err == "sopt: interrupted\n"
+    assert capsys.readouterr().err == "sopt: interrupted; the same command continues\n"
     monkeypatch.setattr("sopt.trainer.train", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(TRAIN)
