@@ -1,9 +1,9 @@
 """Do the zeroth-order steps help? ``python -m bench.zeroth_order_proof [--json FILE]``.
 
 The same selective run three times for each seed: as it is, with its zeroth-order updates skipped
-(``zo_lr=0``: same draws, same backprop steps), and with the sign of g flipped (``-zo_lr``). Then the
-full-resolution loss of each on one fixed set of 256 (picture, timestep >= 750, noise), where DTAP
-sends most zeroth-order steps. If they work: selective < skipped < flipped.
+(``zo_lr=0``: same draws, same backprop steps), and with the sign of g flipped (``-zo_lr``). Then
+the full-resolution loss of each on one fixed set of 256 (picture, timestep >= 750, noise), where
+DTAP sends most zeroth-order steps. If they work: selective < skipped < flipped.
 """
 
 from __future__ import annotations

@@ -69,7 +69,8 @@ def load() -> Judge:
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     """Pictures of any size as (n, 3, 64, 64) in [-1, 1]."""
     rows = [
-        np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.BICUBIC)) for image in images
+        np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+        for image in images
     ]
     return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -129,7 +130,7 @@ def subject_score(images: Sequence[Image.Image], known: Reference) -> float:
 
 
 def prompt_score(images: Sequence[Image.Image], named: dict[str, str]) -> float:
-    """Mean probability of the attributes that a prompt names, such as ``{"background": "snow"}``."""
+    """Mean probability of the attributes a prompt names, such as ``{"background": "snow"}``."""
     probabilities, _ = read(images)
     columns = [probabilities[k][:, VOCABULARIES[k].index(value)] for k, value in named.items()]
     return torch.stack(columns).mean().item()

@@ -33,7 +33,7 @@ BATCH = 64
 VAE_STEPS, VAE_RATE, CROP, VAE_BATCH = 2_000, 2e-3, 32, 32
 LOW_STEPS, LOW_RATE = 1_200, 1e-3
 HIGH_STEPS, HIGH_RATE = 1_300, 1e-3
-DECODER_STEPS, DECODER_RATE, LATENT_NOISE = 5_000, 1e-3, 0.03
+DECODER_STEPS, DECODER_RATE, LATENT_NOISE = 2_000, 1e-3, 0.03
 SNR_CLIP = 5.0  # min-SNR weighting (Hang et al. 2023)
 KL_WEIGHT = 1e-6
 
@@ -177,7 +177,7 @@ def main() -> None:
         "--stage",
         choices=("all", "denoiser", "decoder"),
         default="all",
-        help="denoiser and decoder need not wait for each other; all runs what is left, and exports",
+        help="denoiser and decoder need not wait for each other; all does the rest, and exports",
     )
     arguments = parser.parse_args()
     work, stage = arguments.work, arguments.stage

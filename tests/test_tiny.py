@@ -1,0 +1,128 @@
+"""The bundled model: drawings, captions, judge, and the demo that uses them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPTokenizer
+
+import sopt
+from sopt.errors import InputError
+from sopt.tiny import judge
+from sopt.tiny.drawings import draw
+from sopt.tiny.scenes import (
+    CLASSES,
+    VOCABULARIES,
+    full_caption,
+    is_held_out,
+    place,
+    random_caption,
+    random_scene,
+    random_subject,
+    vocabulary,
+)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_drawing_is_a_function_of_its_scene_and_shows_the_identity(kind, rng):
+    scene = random_scene(rng)
+    scene = replace(scene, subject=replace(scene.subject, kind=kind))
+    other = replace(scene.subject, identity=tuple(1 - v for v in scene.subject.identity))
+    picture = np.asarray(draw(scene))
+    assert picture.shape == (64, 64, 3)
+    assert np.array_equal(picture, np.asarray(draw(scene)))
+    assert not np.array_equal(picture, np.asarray(draw(replace(scene, subject=other))))
+
+
+def test_pretraining_never_sees_a_held_out_combination(rng):
+    def combination(scene):
+        return scene.subject.kind, scene.subject.colour, scene.background
+
+    assert not any(is_held_out(*combination(random_scene(rng))) for _ in range(500))
+    assert all(is_held_out(*combination(random_scene(rng, held_out=True))) for _ in range(50))
+
+
+def test_the_tokenizer_knows_every_word_as_one_token_and_spells_the_rest():
+    tokenizer = CLIPTokenizer.from_pretrained(sopt.tiny.path() / "tokenizer")
+    for word in vocabulary():
+        assert tokenizer.tokenize(word) == [f"{word}</w>"]
+    assert tokenizer.unk_token not in tokenizer.tokenize("Zebra & naïve 犬!")
+
+
+def test_full_captions_fit_into_the_prompt_and_tell_scenes_apart(rng):
+    tokenizer = CLIPTokenizer.from_pretrained(sopt.tiny.path() / "tokenizer")
+    scenes = [random_scene(rng) for _ in range(300)]
+    assert max(len(tokenizer(full_caption(s)).input_ids) for s in scenes) <= 24
+    by_caption = {}
+    for scene in scenes:
+        # All attributes of a scene but the second colour of plain subjects' patterns are named.
+        assert by_caption.setdefault(full_caption(scene), scene.labels()) == scene.labels()
+
+
+def test_one_caption_in_ten_is_empty(rng):
+    scene = random_scene(rng)
+    empty = sum(random_caption(scene, rng) == "" for _ in range(2000))
+    assert abs(empty - 200) < 5 * (2000 * 0.1 * 0.9) ** 0.5  # five deviations: 6e-7 of seeds
+
+
+def test_the_judge_reads_drawings_as_well_as_its_committed_figures_say(rng):
+    scenes = [place(random_subject(rng), rng) for _ in range(200)]
+    probabilities, embedding = judge.read([draw(scene) for scene in scenes])
+    figures = json.loads((judge.WEIGHTS.parent / "figures.json").read_text())
+    for name in VOCABULARIES:
+        p = figures["judge_on_held_out_drawings"][name]
+        wanted = torch.tensor([scene.labels()[name] for scene in scenes])
+        right = (probabilities[name].argmax(dim=1) == wanted).float().mean().item()
+        # Binomial: five deviations of both samples, 200 here and 960 there.
+        assert right > p - 5 * (max(p * (1 - p), 0.01) * (1 / 200 + 1 / 960)) ** 0.5
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(200), rtol=1e-6, atol=0)
+
+
+def test_subject_score_is_high_for_own_drawings_and_low_for_strangers(rng):
+    subject = random_subject(rng)
+    known = judge.reference(subject)
+    own = [draw(place(subject, rng)) for _ in range(32)]
+    twin = replace(subject, identity=tuple(1 - v for v in subject.identity))
+    strangers = [draw(place(twin, rng)) for _ in range(32)]
+    assert judge.subject_score(own, known) > 0.6
+    assert judge.subject_score(strangers, known) < 0.5 * judge.subject_score(own, known)
+
+
+def test_prompt_score_is_the_mean_probability_of_what_is_named(rng):
+    scene = place(random_subject(rng), rng, "snow")
+    pictures = [draw(scene)]
+    probabilities, _ = judge.read(pictures)
+    snow = probabilities["background"][0, VOCABULARIES["background"].index("snow")]
+    kind = probabilities["class"][0, scene.labels()["class"]]
+    score = judge.prompt_score(pictures, {"background": "snow", "class": scene.subject.kind})
+    assert score == pytest.approx(((snow + kind) / 2).item(), rel=1e-6)
+
+
+def test_the_demo_does_not_overwrite_other_pictures(tmp_path):
+    from sopt.demo import demo
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "01.png").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"01\.png is another picture"):
+        demo(tmp_path)
+    assert (tmp_path / "photos" / "01.png").read_bytes() == b"mine"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_teaches_the_subject(tmp_path):
+    from sopt.demo import demo
+
+    figures = demo(tmp_path)
+    assert figures["subject_after"] > figures["subject_before"]
+    assert set(figures["peak_bytes"]) >= {"load", "cache", "train-bp", "train-zo", "sample"}
+    assert (tmp_path / "grid.png").exists()
