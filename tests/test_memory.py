@@ -144,6 +144,8 @@ def test_phases_have_peaks_of_their_own_and_keep_the_highest():
             torch.zeros(90 * KB)
         with memory.phase("later"):
             torch.zeros(KB)
+        with memory.phase("later"):
+            torch.zeros(1)
     assert memory.peaks["small"] - base == 20000 + 4  # on re-entry, with what the large one left
     assert memory.peaks["large"] - base == 40000 + 4
     assert memory.peaks["later"] - base == 24000

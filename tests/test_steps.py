@@ -193,7 +193,7 @@ def test_backprop_is_one_step_of_the_optimizer():
     assert all(parameter.grad is None for parameter in adapter.values())
 
 
-@pytest.mark.parametrize("fault", ["loss", "gradient"])
+@pytest.mark.parametrize("fault", ["both", "loss", "gradient"])
 def test_backprop_skips_what_is_not_finite(fault):
     adapter = random_adapter()
     optimizer = torch.optim.AdamW(adapter.values(), lr=0.1)
@@ -203,8 +203,10 @@ def test_backprop_skips_what_is_not_finite(fault):
     first = next(iter(adapter.values()))
 
     def loss():
-        if fault == "loss":
+        if fault == "both":
             return (first * math.inf).sum()
+        if fault == "loss":
+            return first.sum() + math.inf
         return (first - first.detach()).abs().sum().sqrt()  # 0, with the gradient 1 / 0 * sign(0)
 
     assert backprop_step(adapter, loss, optimizer) is None

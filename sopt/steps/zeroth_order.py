@@ -80,7 +80,7 @@ def zeroth_order_step(
     plus, minus = torch.stack(losses).float().view(-1, 2).unbind(1)  # (N,) each
     slopes = (plus - minus) / (2 * eps)
     coefficients = slopes * (-lr / len(seeds))
-    if not (torch.isfinite(plus + minus) & torch.isfinite(coefficients)).all():
+    if not torch.isfinite(coefficients).all():
         return None
     add_noise_(params, list(seeds), coefficients, streams=streams, kind=noise)
     return ZerothOrderUpdate(
