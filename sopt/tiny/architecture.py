@@ -22,7 +22,7 @@ PROMPT_TOKENS = 24  # start and end included; the longest full caption has 18
 TEXT_WIDTH = 192
 UNET_CHANNELS = (48, 96)
 VAE_CHANNELS = (16, 32, 64)  # three levels: factor 4
-LATENT_CHANNELS = 4
+LATENT_CHANNELS = 8
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 

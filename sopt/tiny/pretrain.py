@@ -30,12 +30,13 @@ from .scenes import Scene, random_caption, random_scene
 SEED = 0
 SCENES = 20_000
 BATCH = 64
-VAE_STEPS, VAE_RATE, CROP, VAE_BATCH = 2_000, 2e-3, 32, 32
-LOW_STEPS, LOW_RATE = 1_200, 1e-3
-HIGH_STEPS, HIGH_RATE = 1_300, 1e-3
-DECODER_STEPS, DECODER_RATE, LATENT_NOISE = 2_000, 1e-3, 0.03
+VAE_STEPS, VAE_RATE = 5_000, 1.5e-3
+VAE_SIDES = (64, 64, 64, 48, 40, 32)  # drawn one a step
+VAE_PIXELS = 40_960  # pixels a step: 10 pictures of 64 x 64
+LOW_STEPS, LOW_RATE = 2_000, 1e-3
+HIGH_STEPS, HIGH_RATE = 5_000, 1e-3
 SNR_CLIP = 5.0  # min-SNR weighting (Hang et al. 2023)
-KL_WEIGHT = 1e-6
+KL_WEIGHT = 0.01  # per pixel, in nats
 
 
 def scenes() -> list[Scene]:
@@ -60,54 +61,30 @@ def to_unit(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
+def resized(pixels: Tensor, side: int) -> Tensor:
+    if side == SIDE:
+        return pixels
+    return F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+
+
 def fit_vae(pipe: StableDiffusionPipeline, data: Tensor, work: Path) -> None:
-    """Reconstruction in L1 and L2, with the slightest pull to a unit Gaussian."""
+    """Reconstruction in L1 and L2 at the sides that training uses, and a slight pull to N(0, 1).
+
+    Whole pictures, not crops: the normalisation layers' statistics are those of a whole picture.
+    """
     vae = pipe.vae
 
     def loss_of_step(rng: np.random.Generator) -> Tensor:
-        rows = torch.from_numpy(rng.integers(len(data), size=VAE_BATCH))
-        y, x = rng.integers(0, (SIDE - CROP) // 4 + 1, 2) * 4
-        pixels = to_unit(data[rows, :, y : y + CROP, x : x + CROP])
+        side = VAE_SIDES[rng.integers(len(VAE_SIDES))]
+        rows = torch.from_numpy(rng.integers(len(data), size=VAE_PIXELS // side**2))
+        pixels = resized(to_unit(data[rows]), side)
         posterior = vae.encode(pixels).latent_dist
         noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, np.float32))
         output = vae.decode(posterior.mean + posterior.std * noise).sample
-        return (
-            F.l1_loss(output, pixels)
-            + F.mse_loss(output, pixels)
-            + KL_WEIGHT * posterior.kl().mean()
-        )
+        error = F.l1_loss(output, pixels) + F.mse_loss(output, pixels)
+        return error + KL_WEIGHT * posterior.kl().mean() / side**2
 
-    fit("vae", vae, loss_of_step, steps=VAE_STEPS, lr=VAE_RATE, work=work, average=0.99)
-
-
-def fit_decoder(pipe: StableDiffusionPipeline, data: Tensor, codes: Tensor, work: Path) -> None:
-    """The decoder alone, on cached latents with a little noise: what the U-Net draws is not exact.
-
-    It runs beside the denoiser or after it, since the latents stay what they are.
-    """
-    vae, factor = pipe.vae, SIDE // codes.shape[-1]
-    decoder = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
-
-    def loss_of_step(rng: np.random.Generator) -> Tensor:
-        rows = torch.from_numpy(rng.integers(len(data), size=VAE_BATCH))
-        side = CROP // factor
-        y, x = rng.integers(0, codes.shape[-1] - side + 1, 2)
-        code = codes[rows, :, y : y + side, x : x + side]
-        code = code + LATENT_NOISE * torch.from_numpy(rng.standard_normal(code.shape, np.float32))
-        output = vae.decode(code / vae.config.scaling_factor).sample
-        y, x = y * factor, x * factor
-        pixels = to_unit(data[rows, :, y : y + CROP, x : x + CROP])
-        return F.l1_loss(output, pixels) + F.mse_loss(output, pixels)
-
-    fit(
-        "decoder",
-        decoder,
-        loss_of_step,
-        steps=DECODER_STEPS,
-        lr=DECODER_RATE,
-        work=work,
-        average=0.99,
-    )
+    fit("vae", vae, loss_of_step, steps=VAE_STEPS, lr=VAE_RATE, work=work, average=0.998)
 
 
 @torch.no_grad()
@@ -117,10 +94,7 @@ def latents(pipe: StableDiffusionPipeline, data: Tensor, side: int, work: Path) 
     if not file.exists():
         rows = []
         for chunk in tqdm(data.split(256), desc=f"encode {side}", mininterval=5):
-            pixels = to_unit(chunk)
-            if side != SIDE:
-                pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
-            rows.append(pipe.vae.encode(pixels).latent_dist.mean)
+            rows.append(pipe.vae.encode(resized(to_unit(chunk), side)).latent_dist.mean)
         save_file({"latents": torch.cat(rows)}, file)
     return load_file(file)["latents"] * pipe.vae.config.scaling_factor
 
@@ -173,14 +147,7 @@ def encode(pipe: StableDiffusionPipeline, captions: list[str]) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and caches")
-    parser.add_argument(
-        "--stage",
-        choices=("all", "denoiser", "decoder"),
-        default="all",
-        help="denoiser and decoder need not wait for each other; all does the rest, and exports",
-    )
-    arguments = parser.parse_args()
-    work, stage = arguments.work, arguments.stage
+    work = parser.parse_args().work
     work.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)  # initial weights; forked, so the caller's state comes back
@@ -190,13 +157,8 @@ def main() -> None:
     fit_vae(pipe, data, work)
     set_scaling(pipe, data)
     small, full = latents(pipe, data, 32, work), latents(pipe, data, 64, work)
-    if stage in ("all", "denoiser"):
-        fit_denoiser(pipe, "low", drawn, small, work, LOW_STEPS, LOW_RATE)
-        fit_denoiser(pipe, "high", drawn, full, work, HIGH_STEPS, HIGH_RATE)
-    if stage in ("all", "decoder"):
-        fit_decoder(pipe, data, full, work)
-    if stage != "all":
-        return
+    fit_denoiser(pipe, "low", drawn, small, work, LOW_STEPS, LOW_RATE)
+    fit_denoiser(pipe, "high", drawn, full, work, HIGH_STEPS, HIGH_RATE)
     pipe.to(torch.float16).save_pretrained(model_path())
 
 

@@ -27,7 +27,7 @@ from .scenes import IDENTITY_NUMBERS, VOCABULARIES, Scene, place, random_subject
 SEED = 1
 GROUPS, ALIKE, VIEWS = 1000, 4, 4  # groups of individuals alike, pictures of each
 GROUPS_A_STEP = 12  # of which 2 views each: 96 pictures
-STEPS, RATE = 1_100, 1.5e-3
+STEPS, RATE = 1_500, 1.5e-3
 TEMPERATURE = 0.1
 HELD_OUT_GROUPS = 60
 FIGURES = Path(__file__).parent / "figures.json"
@@ -71,13 +71,16 @@ def disturbed(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     return x * rng.uniform(0.9, 1.1) + rng.uniform(-0.08, 0.08) + rng.uniform(0, 0.12) * noise
 
 
-def identity_loss(embedding: Tensor, individual: Tensor) -> Tensor:
-    """Each picture must find the other view of its individual among all (NT-Xent, Chen 2020)."""
-    similarity = embedding @ embedding.T / TEMPERATURE
-    similarity.fill_diagonal_(-torch.inf)
-    other_view = individual[:, None] == individual[None, :]
-    other_view.fill_diagonal_(False)
-    return F.cross_entropy(similarity, other_view.float().argmax(dim=1))
+def identity_loss(embedding: Tensor, groups: int) -> Tensor:
+    """Each picture must find the other view of its individual among its group (NT-Xent, Chen 2020).
+
+    Only pictures of individuals alike in all named attributes compete, so that the embedding is
+    of no use but for the identity. ``embedding``: (groups x ALIKE x 2 views, width).
+    """
+    rows = embedding.view(groups, ALIKE * 2, -1)
+    similarity = rows @ rows.mT / TEMPERATURE - 1e9 * torch.eye(ALIKE * 2)
+    other_view = (torch.arange(ALIKE * 2) ^ 1).expand(groups, -1)
+    return F.cross_entropy(similarity.flatten(0, 1), other_view.flatten())
 
 
 @torch.no_grad()
@@ -115,8 +118,7 @@ def main() -> None:
         rows = torch.from_numpy(np.concatenate([alike.ravel(), rng.integers(len(scenes), size=96)]))
         logits, embedding = judge(disturbed(pixels[rows], rng))
         named = sum(F.cross_entropy(v, labels[k][rows]) for k, v in logits.items())
-        individual = torch.from_numpy(np.repeat(people, 2))
-        return named + identity_loss(embedding[: alike.size], individual)
+        return named + identity_loss(embedding[: alike.size], GROUPS_A_STEP)
 
     fit("judge", judge, loss_of_step, steps=STEPS, lr=RATE, work=work, average=0.995)
     save_file({k: v.half() for k, v in judge.state_dict().items()}, WEIGHTS)
