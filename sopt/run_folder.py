@@ -23,6 +23,7 @@ class Run:
     ``history`` has one dictionary a step: step, branch ("bp" or "zo"), timestep, p_zo, loss and
     seconds; for zo also seeds and coefficients, ``adapter += sum coefficients * z(seeds)``. A step
     that was skipped because its loss was not finite has loss None and ``"skipped": True``.
+    The first steps of each branch take longer than the others: their memory is measured.
     ``memory`` has the peak bytes of tensors by phase, and of the process.
     """
 

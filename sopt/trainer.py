@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .cache import Cache, build_cache
+from .cache import build_cache
 from .checkpoint import Checkpoint, History, optimizer_state
 from .config import TrainConfig
-from .data import load_pictures
+from .data import Picture, load_pictures
+from .devices import resolve_device
 from .errors import InputError
 from .export import save_diffusers_lora, save_kohya_lora
 from .files import check_writable, write_bytes, write_json, write_text
@@ -84,8 +85,7 @@ def train(**settings: Any) -> Run:
     with MemoryRecorder(torch.device(str(config.device))) as memory:
         if previous is not None:
             memory.peaks |= previous.peaks
-        cache = build_cache(model, config.prompt, pictures, _sides(config), memory)
-        adapter = _optimize(config, model, cache, folder, identity, previous, memory)
+        adapter = _optimize(config, model, pictures, folder, identity, previous, memory)
         with memory.phase("save"):
             _save_adapter(config, model, adapter, folder)
         with memory.phase("sample"):
@@ -97,13 +97,14 @@ def train(**settings: Any) -> Run:
 def _optimize(
     config: TrainConfig,
     model: Model,
-    cache: Cache,
+    pictures: list[Picture],
     folder: RunFolder,
     identity: dict[str, Any],
     previous: Checkpoint | None,
     memory: MemoryRecorder,
 ) -> dict[str, Tensor]:
-    """The training loop; returns the adapter on the CPU, with the U-Net gone from memory."""
+    """Cache and train; returns the adapter on the CPU, with all else gone from memory."""
+    cache = build_cache(model, config.prompt, pictures, _sides(config), memory)
     with memory.phase("load"):
         unet = model.load_unet().to(memory.device)
         adapter = inject_lora(unet, config.rank, config.seed)
@@ -146,7 +147,7 @@ def _optimize(
             started = time.perf_counter()
             t = integer(seed64(config.seed, i, 0, Tag.TIMESTEP), 0, model.num_train_timesteps)
             p_zo = schedule(i, t)
-            zo = uniform(seed64(config.seed, i, 0, Tag.BRANCH)) < p_zo
+            zo = uniform(seed64(config.seed, i, 0, Tag.BRANCH)) < p_zo  # p is that of ZO-high
             branch = "zo" if zo else "bp"
             # The steps of a branch repeat each other's memory once the optimizer's state exists.
             repeats = bool(optimizer.state) or config.schedule == 1.0
@@ -219,7 +220,7 @@ def _resolve(config: TrainConfig, model: Model) -> TrainConfig:
             f"resolution must be a multiple of the VAE's factor {factor} and at least {smallest}, "
             f"got {resolution}"
         )
-    config = replace(config, device=_resolve_device(config.device), resolution=resolution)
+    config = replace(config, device=resolve_device(config.device), resolution=resolution)
     low = config.low_resolution
     if config.schedule != 1.0 and (low % factor or low < smallest):
         fitting = sorted({max(smallest, low // factor * factor), (low // factor + 1) * factor})
@@ -233,18 +234,6 @@ def _resolve(config: TrainConfig, model: Model) -> TrainConfig:
     if callable(config.schedule):
         _check_callable(config, model.num_train_timesteps)
     return config
-
-
-def _resolve_device(name: str | None) -> str:
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    if kind == "cpu" and not index:
-        return name
-    if kind == "cuda" and (index or "0").isdigit() and int(index or 0) < torch.cuda.device_count():
-        return name
-    present = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    raise InputError(f"device must be one of {', '.join(present)} on this machine, got {name!r}")
 
 
 def _check_callable(config: TrainConfig, num_timesteps: int) -> None:

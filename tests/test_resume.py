@@ -157,13 +157,18 @@ def test_ctrl_c_finishes_the_step_saves_and_leaves(settings, unbroken, at_loss):
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_leaves_at_once(settings, unbroken, at_loss):
+    reached = []
+
     def twice():
         signal.raise_signal(signal.SIGINT)
+        reached.append("first")
         signal.raise_signal(signal.SIGINT)
+        reached.append("second")
 
     at_loss(3, twice)
     with pytest.raises(KeyboardInterrupt):
         sopt.train(**settings)
+    assert reached == ["first"]
     at_loss(0, None)
     sopt.train(**settings)
     assert_as_unbroken(settings["output"], unbroken)

@@ -23,7 +23,7 @@ import sopt
 from sopt import InputError
 from sopt.models import inject_lora, open_model
 from sopt.steps.seeds import Tag, integer, seed64, uniform
-from sopt_kernels import add_noise_
+from sopt_kernels import add_noise_, noise
 
 PHASES = {"load", "cache", "train-bp", "train-zo", "save", "sample"}
 
@@ -167,7 +167,7 @@ def test_backprop_sees_low_and_zeroth_order_full_resolution(settings, quick, los
     assert position == len(losses)
 
 
-def test_latents_are_samples_of_the_vae_posterior(settings, quick, losses, micro_model, pictures):
+def test_latents_and_noise_are_those_of_the_seeds(settings, quick, losses, micro_model, pictures):
     from sopt.data import load_pictures, to_pixels
 
     sopt.train(**settings | {"method": "backprop-high", "schedule": 0, "steps": 3})
@@ -176,11 +176,11 @@ def test_latents_are_samples_of_the_vae_posterior(settings, quick, losses, micro
         picture = load_pictures(pictures)[integer(seed64(0, step, 0, Tag.IMAGE), 0, 3)]
         with torch.no_grad():
             posterior = vae.encode(to_pixels(picture.image, 32)).latent_dist
-        z = (sample.latents / vae.config.scaling_factor - posterior.mean) / posterior.std
-        # 256 normal values: mean within 6 / 16 and mean square within 6 sqrt(2 / 256) of 1.
-        assert abs(z.mean()) < 6 / 16
-        assert abs(z.square().mean() - 1) < 6 * (2 / 256) ** 0.5
-        assert (z - sample.noise).abs().max() > 0.1  # another draw than the diffusion noise
+        z = noise((1, 4, 8, 8), seed64(0, step, 0, Tag.VAE_LATENT), "vae_latent")
+        expected = (posterior.mean + posterior.std * z) * vae.config.scaling_factor
+        assert torch.equal(sample.latents, expected)
+        seed = seed64(0, step, 0, Tag.DIFFUSION_NOISE)
+        assert torch.equal(sample.noise, noise((1, 4, 8, 8), seed, "diffusion_noise"))
 
 
 def test_zeroth_order_run_is_replayed_from_its_history_to_the_bit(settings, quick, micro_model):
