@@ -52,8 +52,11 @@ def check_writable(name: str, tensors: Sequence[Tensor]) -> None:
                 raise RuntimeError(f"{name}[{k}] requires grad: call this under torch.no_grad()")
 
 
-def _is_list(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+def _list_of(value: object) -> list:
+    """``value`` as a list; one that is no sequence, or a string, stands for a list of one."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return list(value)
+    return [value]
 
 
 def check_kind(kind: str) -> None:
@@ -68,7 +71,7 @@ def check_decay(decay: float) -> None:
 
 def stream_bits(streams: Streams, count: int) -> list[int]:
     """One int64 per tensor from ids or names; a single one stands for a list of one."""
-    values = list(streams) if _is_list(streams) else [streams]
+    values = _list_of(streams)
     if len(values) != count:
         raise ValueError(f"streams must be one per tensor ({count}), got {len(values)}")
     return [int64_bits("streams", stream_id(v) if isinstance(v, str) else v) for v in values]
@@ -87,8 +90,8 @@ def terms_of(
         if seeds.dtype != torch.int64:
             raise TypeError(f"seeds must be an int64 tensor or integers, got {seeds.dtype}")
     else:
-        numbers = list(seeds) if _is_list(seeds) else [seeds]
-        seeds = torch.tensor([int64_bits("seeds", s) for s in numbers], dtype=torch.int64)
+        bits = [int64_bits("seeds", s) for s in _list_of(seeds)]
+        seeds = torch.tensor(bits, dtype=torch.int64)
     if isinstance(coefficients, Tensor):
         if coefficients.dtype != torch.float32:
             raise TypeError(
@@ -96,8 +99,7 @@ def terms_of(
             )
         coefficients = coefficients.detach()
     else:
-        values = list(coefficients) if _is_list(coefficients) else [coefficients]
-        coefficients = torch.tensor(values, dtype=torch.float32)
+        coefficients = torch.tensor(_list_of(coefficients), dtype=torch.float32)
     for name, x in (("seeds", seeds), ("coefficients", coefficients)):
         if x.dim() > 1:
             raise ValueError(f"{name} must have at most one dimension, got shape {tuple(x.shape)}")

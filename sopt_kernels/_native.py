@@ -38,11 +38,15 @@ class TensorEntry(ctypes.Structure):
     ]
 
 
-def bind(device_type: str, name: str, *argtypes: type) -> Callable[..., int] | None:
-    """The C function ``name``, typed and raising on error; None if its library is absent."""
+def bind(device_type: str, name: str, *argtypes: type) -> Callable[..., int]:
+    """The C function ``name``, typed and raising on error, also if its library is absent."""
     SIGNATURES[name] = argtypes
     if device_type not in LIBRARIES:
-        return None
+
+        def absent(*arguments: object) -> int:
+            raise RuntimeError(f"{name}: {UNAVAILABLE[device_type]}")
+
+        return absent
     function = getattr(LIBRARIES[device_type], name)
     function.argtypes, function.restype, function.errcheck = argtypes, c_int, _raise_on_error
     return function
@@ -69,8 +73,8 @@ def tensor_table(out: list[Tensor], base: list[Tensor], streams: list[int]) -> c
 
 @lru_cache(maxsize=64)  # a pure function of its argument: an address that was reused is no harm
 def _tensor_table(columns: tuple[tuple[int, ...], ...]) -> ctypes.Array:
-    rows = list(zip(*columns, strict=True))
-    return (TensorEntry * len(rows))(*rows)
+    entries = [TensorEntry(*row) for row in zip(*columns, strict=True)]
+    return (TensorEntry * len(entries))(*entries)
 
 
 def cpu_level() -> str:
@@ -112,7 +116,6 @@ def _use_torch_threads() -> None:
     """
     libtorch = ctypes.CDLL(torch._C.__file__)  # symbols of all it depends on, wherever installed
     set_parallel_for = bind("cpu", "sopt_set_parallel_for", PTR)
-    assert set_parallel_for is not None
     set_parallel_for(ctypes.cast(libtorch.torch_parallel_for, PTR))
 
 

@@ -24,7 +24,7 @@ SOPT_INLINE float to_float(float16 value) {
 SOPT_INLINE float16 to_float16(float value) {
   const uint32_t sign = bits_of(value) >> 16 & 0x8000u;
   const uint32_t magnitude = bits_of(value) & 0x7FFFFFFFu;
-  if (magnitude > 0x7F800000u) return {uint16_t(sign | 0x7E00u)};    // NaN
+  if (magnitude > 0x7F800000u) return {uint16_t(sign | 0x7E00u)};   // NaN
   if (magnitude >= 0x477FF000u) return {uint16_t(sign | 0x7C00u)};  // rounds past 65504
   if (magnitude < 0x38800000u) {  // subnormal: adding 1/2 leaves it, rounded, in the low bits
     const float shifted = float_of(magnitude) + 0.5f;

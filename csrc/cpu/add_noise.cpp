@@ -34,9 +34,11 @@ sopt_status sopt_add_noise_cpu(const sopt_tensor* tensors, int64_t count, const 
                                float decay) {
   using namespace sopt;
   if (count < 0)
-    return sopt_fail(SOPT_INVALID_ARGUMENT, "%s: count must be >= 0, got %" PRId64, __func__, count);
+    return sopt_fail(SOPT_INVALID_ARGUMENT, "%s: count must be >= 0, got %" PRId64, __func__,
+                     count);
   if (terms < 0)
-    return sopt_fail(SOPT_INVALID_ARGUMENT, "%s: terms must be >= 0, got %" PRId64, __func__, terms);
+    return sopt_fail(SOPT_INVALID_ARGUMENT, "%s: terms must be >= 0, got %" PRId64, __func__,
+                     terms);
   if (kind != SOPT_GAUSSIAN && kind != SOPT_RADEMACHER)
     return sopt_fail(SOPT_INVALID_ARGUMENT, "%s: unknown kind %d", __func__, int(kind));
   int64_t tiles = 0;

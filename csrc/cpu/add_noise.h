@@ -128,8 +128,7 @@ struct Rademacher {
     constexpr int64_t kChunk = 128 * P::kLanes;
     for (; begin + kChunk <= end; begin += kChunk, from += kChunk, to += kChunk)
       apply<P>(from, to, kChunk, true, uint64_t(begin) / 128, stream, group);
-    if (begin < end)
-      apply<P>(from, to, end - begin, false, uint64_t(begin) / 128, stream, group);
+    if (begin < end) apply<P>(from, to, end - begin, false, uint64_t(begin) / 128, stream, group);
   }
 };
 

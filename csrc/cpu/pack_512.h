@@ -42,7 +42,8 @@ struct Pack {
     return (W)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(m));
   }
   SOPT_INLINE W xor3(W a, W b, uint64_t c) {
-    return (W)_mm512_ternarylogic_epi64((__m512i)a, (__m512i)b, _mm512_set1_epi64(int64_t(c)), 0x96);
+    return (W)_mm512_ternarylogic_epi64((__m512i)a, (__m512i)b, _mm512_set1_epi64(int64_t(c)),
+                                        0x96);
   }
   // Which block each lane holds, even lanes and odd lanes, so that transpose() puts them in order.
   SOPT_INLINE W even_blocks() { return W{0, 8, 1, 9, 2, 10, 3, 11}; }
@@ -64,7 +65,8 @@ struct Pack {
 
   SOPT_INLINE F load(const float* from) { return _mm512_loadu_ps(from); }
   SOPT_INLINE F load(const bfloat16* from) {
-    return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16);
+    return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)),
+                                16);
   }
   SOPT_INLINE F load(const float16* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));

@@ -14,18 +14,18 @@ struct Two {
   T a, b;
 };
 
-#define SOPT_TWO(op)                                                                       \
-  template <class T>                                                                       \
-  SOPT_INLINE Two<T> operator op(Two<T> x, Two<T> y) {                                     \
-    return {x.a op y.a, x.b op y.b};                                                       \
-  }                                                                                        \
-  template <class T, class S, class = std::enable_if_t<std::is_arithmetic<S>::value>>      \
-  SOPT_INLINE Two<T> operator op(Two<T> x, S y) {                                          \
-    return {x.a op y, x.b op y};                                                           \
-  }                                                                                        \
-  template <class T, class S, class = std::enable_if_t<std::is_arithmetic<S>::value>>      \
-  SOPT_INLINE Two<T> operator op(S x, Two<T> y) {                                          \
-    return {x op y.a, x op y.b};                                                           \
+#define SOPT_TWO(op)                                                                  \
+  template <class T>                                                                  \
+  SOPT_INLINE Two<T> operator op(Two<T> x, Two<T> y) {                                \
+    return {x.a op y.a, x.b op y.b};                                                  \
+  }                                                                                   \
+  template <class T, class S, class = std::enable_if_t<std::is_arithmetic<S>::value>> \
+  SOPT_INLINE Two<T> operator op(Two<T> x, S y) {                                     \
+    return {x.a op y, x.b op y};                                                      \
+  }                                                                                   \
+  template <class T, class S, class = std::enable_if_t<std::is_arithmetic<S>::value>> \
+  SOPT_INLINE Two<T> operator op(S x, Two<T> y) {                                     \
+    return {x op y.a, x op y.b};                                                      \
   }
 SOPT_TWO(+)
 SOPT_TWO(-)
