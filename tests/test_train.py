@@ -489,10 +489,14 @@ def test_models_say_what_they_are(micro_model):
 
 
 def test_the_adapter_starts_as_the_identity_with_gaussian_a(micro_model):
-    adapter = inject_lora(micro_model.load_unet(), rank=4, seed=0)
+    adapter = inject_lora(micro_model.load_unet(), rank=4, seed=7)
     a = torch.cat([p.flatten() for name, p in adapter.items() if ".lora_A." in name])
     b = torch.cat([p.flatten() for name, p in adapter.items() if ".lora_B." in name])
     assert torch.count_nonzero(b) == 0
+    for name, parameter in adapter.items():
+        if ".lora_A." in name:
+            z = noise(parameter.shape, seed64(7, 0, 0, Tag.ADAPTER_INIT), name)
+            assert torch.equal(parameter, z / 4)
     # n normal values of deviation 1 / rank: their root mean square is within 6 / sqrt(2 n) of it.
     assert abs(4 * a.square().mean().sqrt() - 1) < 6 / (2 * a.numel()) ** 0.5
     assert all(p.dtype == torch.float32 and p.requires_grad for p in adapter.values())
