@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
 
 from sopt_kernels import noise, philox4x32, stream_id
+from sopt_kernels._noise import fma
 from sopt_kernels._registry import OPS
 
 N = 1 << 20
@@ -128,3 +130,32 @@ def test_rejects(arguments, error, words):
 
 def test_the_last_seed_and_stream_are_allowed():
     assert noise(3, seed=2**64 - 1, stream=2**64 - 1).isfinite().all()
+
+
+def exact_fma(a: float, b: float, c: float) -> float:
+    """Rounded once from the exact value: the nearest of the float32 around it, ties to even."""
+    value = Fraction(a) * Fraction(b) + Fraction(c)
+    near = torch.tensor(float(value)).float()
+    up, down = torch.full((), math.inf), torch.full((), -math.inf)
+    candidates = [near.nextafter(down), near, near.nextafter(up)]
+
+    def badness(x: torch.Tensor) -> tuple[Fraction, int]:
+        return abs(Fraction(x.item()) - value), int(x.view(torch.int32)) & 1
+
+    return min(candidates, key=badness).item()
+
+
+def test_the_emulated_fma_rounds_once():
+    """With sums that float64 rounds onto a tie of float32, from either side, of either sign."""
+    high, low = 1 + 2.0**-23, 1 - 2.0**-23  # their product is 1 - 2^-46
+    cases = [
+        (high, s * low, t * (2.0**24 + k)) for s in (1, -1) for t in (1, -1) for k in (0, 2, 4)
+    ]
+    cases += torch.randn(500, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    cases += [(1.0, 0.0, -0.0), (2.0**-100, 2.0**-40, 2.0**-149), (-3.0, 2.0**-80, 3 * 2.0**-80)]
+    a, b, c = (torch.tensor(column) for column in zip(*cases, strict=True))
+    assert fma(a, b, c).tolist() == [exact_fma(*case) for case in cases]
+    infinite = fma(
+        torch.tensor([math.inf, 1e30]), torch.tensor([1.0, 1e30]), torch.tensor([1.0, 1.0])
+    )
+    assert infinite.isposinf().all()
