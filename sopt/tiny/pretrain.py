@@ -1,9 +1,9 @@
-"""Makes the bundled pipeline and its judge: ``python -m sopt.tiny.pretrain --work DIR``.
+"""Makes the bundled pipeline: ``python -m sopt.tiny.pretrain --work DIR``.
 
 Draws the scenes, fits the autoencoder, caches latents, fits text encoder and U-Net together (first
-on 32 x 32 pictures, as the published models were, then on 64 x 64), fits the judge on drawings,
-writes everything in half precision to ``sopt/tiny/model`` and ``sopt/tiny/judge.safetensors``,
-and measures how often the judge agrees with captions whose combinations were never trained.
+on 32 x 32 pictures, then mostly on 64 x 64, as the published models began small too), and writes
+everything in half precision to ``sopt/tiny/model``. :mod:`sopt.tiny.train_judge` makes the judge,
+:mod:`sopt.tiny.measure` the figures.
 
 Every stage resumes from its checkpoint in ``--work``; delete that folder to start again.
 """
@@ -33,7 +33,9 @@ BATCH = 64
 VAE_STEPS, VAE_RATE = 5_000, 1.5e-3
 VAE_SIDES = (64, 64, 64, 48, 40, 32)  # drawn one a step
 VAE_PIXELS = 40_960  # pixels a step: 10 pictures of 64 x 64
-LOW_STEPS, LOW_RATE = 2_000, 1e-3
+LOW_SIDES, LOW_STEPS, LOW_RATE = (32,), 2_000, 1e-3
+# A quarter of the later steps stays small: low-resolution training has to mean something to it.
+HIGH_SIDES = (64, 64, 64, 64, 64, 64, 64, 64, 64, 48, 40, 32)
 HIGH_STEPS, HIGH_RATE = 5_000, 1e-3
 SNR_CLIP = 5.0  # min-SNR weighting (Hang et al. 2023)
 KL_WEIGHT = 0.01  # per pixel, in nats
@@ -110,23 +112,28 @@ def fit_denoiser(
     pipe: StableDiffusionPipeline,
     name: str,
     drawn: list[Scene],
-    data: Tensor,
+    data: dict[int, Tensor],
+    sides: tuple[int, ...],
     work: Path,
     steps: int,
     lr: float,
 ) -> None:
-    """Text encoder and U-Net on the weighted noise-prediction loss; timesteps stratified."""
+    """Text encoder and U-Net on the weighted noise-prediction loss; timesteps stratified.
+
+    Each step draws a side, and a batch of the latents ``data`` at that side.
+    """
     module = nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder})
     alphas = pipe.scheduler.alphas_cumprod
     weights = (alphas / (1 - alphas)).clamp(max=SNR_CLIP) / (alphas / (1 - alphas))
     count = len(alphas)
 
     def loss_of_step(rng: np.random.Generator) -> Tensor:
-        rows = rng.integers(len(data), size=BATCH)
+        codes = data[sides[rng.integers(len(sides))]]
+        rows = rng.integers(len(codes), size=BATCH)
         captions = [random_caption(drawn[i], rng) for i in rows]
         strata = (np.arange(BATCH) + rng.random(BATCH)) / BATCH
         t = torch.from_numpy((strata * count).astype(np.int64))
-        clean = data[torch.from_numpy(rows)]
+        clean = codes[torch.from_numpy(rows)]
         noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32))
         a = alphas[t].view(-1, 1, 1, 1)
         noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
@@ -156,9 +163,9 @@ def main() -> None:
     data = pictures(work, drawn)
     fit_vae(pipe, data, work)
     set_scaling(pipe, data)
-    small, full = latents(pipe, data, 32, work), latents(pipe, data, 64, work)
-    fit_denoiser(pipe, "low", drawn, small, work, LOW_STEPS, LOW_RATE)
-    fit_denoiser(pipe, "high", drawn, full, work, HIGH_STEPS, HIGH_RATE)
+    encoded = {side: latents(pipe, data, side, work) for side in sorted({*LOW_SIDES, *HIGH_SIDES})}
+    fit_denoiser(pipe, "low", drawn, encoded, LOW_SIDES, work, LOW_STEPS, LOW_RATE)
+    fit_denoiser(pipe, "high", drawn, encoded, HIGH_SIDES, work, HIGH_STEPS, HIGH_RATE)
     pipe.to(torch.float16).save_pretrained(model_path())
 
 
