@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from sopt_kernels import _native, _native_add_noise, noise
+from sopt_kernels._native import DTYPE_CODE
 from sopt_kernels._noise import KINDS
+from sopt_kernels._noise import noise as reference_noise
 from sopt_kernels._registry import OPS
 
 HEADER = Path(__file__).parents[1] / "csrc" / "include" / "sopt.h"
@@ -141,6 +143,38 @@ def test_result_does_not_depend_on_threads(kind):
     torch.set_num_threads(before)
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("level", ["sse42", "avx2", "avx512", "neon", "generic"])
+def test_indices_past_two_to_the_39(level, dtype, kind, cpu_level):
+    """Block numbers past 2**32 of either kind, without the memory: the pool runs the end alone."""
+    cpu_level(level)
+    n, begin = 5000, 2**39
+    tail = torch.zeros(n, dtype=dtype)
+    task_type = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    integers = [ctypes.c_int64] * 3
+    pool_type = ctypes.CFUNCTYPE(ctypes.c_int, *integers, task_type, ctypes.c_void_p)
+
+    @pool_type
+    def end_alone(lo, hi, grain, task, context):
+        task(hi - 3, hi, context)  # tiles of 2048 elements; begin is a multiple of that
+        return 0
+
+    start = tail.data_ptr() - begin * tail.element_size()
+    entry = _native.TensorEntry(start % 2**64, start % 2**64, begin + n, 2, DTYPE_CODE[dtype])
+    seed, coefficient = torch.tensor([1]), torch.ones(1)
+    terms = seed.data_ptr(), coefficient.data_ptr(), 1
+    set_pool = _native.LIBRARIES["cpu"].sopt_set_parallel_for
+    try:
+        set_pool(ctypes.cast(end_alone, ctypes.c_void_p))
+        table = (_native.TensorEntry * 1)(entry)
+        _native_add_noise._cpu(table, 1, *terms, KINDS.index(kind), 1.0)
+    finally:
+        _native._use_torch_threads()
+    expected = reference_noise(kind, 1, 2, begin, begin + n, torch.device("cpu"))
+    assert torch.equal(tail, expected.to(dtype))
 
 
 @needs_cpu_library
