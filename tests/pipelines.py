@@ -48,6 +48,30 @@ class SkipMemory(contextlib.nullcontext):
     bytes = peak = 0
 
 
+def act_at_loss(patch, number, action) -> list:
+    """Call ``action`` when a run evaluates its loss for the ``number``-th time, from 1.
+
+    Returns a list that grows by one with each evaluation.
+    """
+    from sopt.steps.loss import diffusion_loss
+
+    calls: list[int] = []
+
+    def loss(*arguments):
+        calls.append(1)
+        if len(calls) == number:
+            action()
+        return diffusion_loss(*arguments)
+
+    patch.setattr("sopt.trainer.diffusion_loss", loss)
+    return calls
+
+
+def crash() -> None:
+    """An action for :func:`act_at_loss`."""
+    raise RuntimeError("crash")
+
+
 def _build(prediction_type: str) -> StableDiffusionPipeline:
     tokenizer = _tokenizer()
     text_encoder = CLIPTextModel(

@@ -1,0 +1,179 @@
+"""Which run a folder holds: damaged, other settings, files of others; nothing is overwritten."""
+
+import functools
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from pipelines import act_at_loss, crash
+from safetensors.torch import load_file
+
+import sopt
+from sopt import InputError
+from sopt.checkpoint import Checkpoint, History
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+# Results whose bytes do not depend on time.
+RESULTS = [
+    "pytorch_lora_weights.safetensors",
+    "run_kohya.safetensors",
+    "samples/before.png",
+    "samples/after.png",
+]
+
+
+@pytest.fixture
+def settings(settings):
+    # With seed 6 the steps are bp, zo, bp, zo: a crash at the fifth loss comes after step 3, when
+    # there is a checkpoint of step 2.
+    return settings | {"steps": 4, "num_perturbations": 1, "checkpoint_every": 2, "seed": 6}
+
+
+@pytest.fixture
+def at_loss(monkeypatch):
+    return functools.partial(act_at_loss, monkeypatch)
+
+
+def contents(folder):
+    return {file: file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()}
+
+
+def flipped(data, position):
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+def test_a_damaged_checkpoint_is_an_input_error(settings, at_loss):
+    at_loss(5, crash)
+    with pytest.raises(RuntimeError, match="crash"):
+        sopt.train(**settings)
+    at_loss(0, None)
+    path = Path(settings["output"]) / "checkpoint" / "state.safetensors"
+    data = path.read_bytes()
+    for where in (0.0, 0.01, 0.2, 0.5, 0.9, 0.9999):
+        position = int(where * len(data))
+        for damaged in (data[:position], flipped(data, position)):
+            path.write_bytes(damaged)
+            content = contents(settings["output"])
+            with pytest.raises(InputError, match=r"state\.safetensors.*delete the run folder"):
+                sopt.train(**settings)
+            assert contents(settings["output"]) == content
+
+
+CHANGES = {
+    "steps": 5, "seed": 1, "rank": 2, "lr": 1e-4, "zo_lr": 0, "eps": 1e-3, "num_perturbations": 2,
+    "noise": "rademacher", "low_res_ratio": 0.75, "prompt": "a dog", "schedule": "tap",
+    "resolution": 24,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["begun", "finished"])
+def test_other_settings_in_the_folder_are_refused_by_name(settings, at_loss, stage):
+    if stage == "begun":
+        at_loss(1, crash)
+        with pytest.raises(RuntimeError, match="crash"):
+            sopt.train(**settings)
+    else:
+        sopt.train(**settings)
+    at_loss(0, None)
+    content = contents(settings["output"])
+    for name, value in CHANGES.items():
+        with pytest.raises(InputError, match=f"holds a run with {name}=.*this one has {name}="):
+            sopt.train(**settings | {name: value})
+    assert contents(settings["output"]) == content
+
+
+def test_other_pictures_are_refused_and_the_same_elsewhere_are_not(
+    settings, at_loss, tmp_path, pictures
+):
+    at_loss(5, crash)
+    with pytest.raises(RuntimeError, match="crash"):
+        sopt.train(**settings)
+    at_loss(0, None)
+    moved = tmp_path / "moved"
+    shutil.copytree(pictures, moved)
+    (moved / "2.png").rename(tmp_path / "2.png")
+    with pytest.raises(InputError, match="holds a run with images='3 pictures"):
+        sopt.train(**settings | {"images": str(moved)})
+    (tmp_path / "2.png").rename(moved / "2.png")
+    run = sopt.train(**settings | {"images": str(moved)})
+    assert [entry["step"] for entry in run.history] == [1, 2, 3, 4]
+
+
+def test_another_model_with_other_layers_is_refused(settings, at_loss, monkeypatch, micro_model):
+    at_loss(5, crash)
+    with pytest.raises(RuntimeError, match="crash"):
+        sopt.train(**settings)
+    at_loss(0, None)
+    from sopt.models import inject_lora
+
+    monkeypatch.setattr(
+        "sopt.trainer.inject_lora", lambda unet, rank, seed: inject_lora(unet, rank + 1, seed)
+    )
+    with pytest.raises(InputError, match="attention layers are not those of the run"):
+        sopt.train(**settings)
+
+
+def test_resume_never_refuses_a_run_and_takes_a_new_folder(settings):
+    settings |= {"resume": "never", "steps": 1}
+    sopt.train(**settings)
+    with pytest.raises(InputError, match="holds a run already and resume is 'never'"):
+        sopt.train(**settings)
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", *RESULTS])
+def test_files_of_others_are_not_overwritten(settings, name):
+    path = Path(settings["output"]) / name
+    path.parent.mkdir(parents=True)
+    path.write_text("precious")
+    with pytest.raises(InputError, match=f"has a file {path.name} but no run"):
+        sopt.train(**settings)
+    assert path.read_text() == "precious"
+
+
+def test_a_folder_with_other_things_in_it_is_used(settings):
+    (Path(settings["output"])).mkdir()
+    (Path(settings["output"]) / "notes.txt").write_text("mine")
+    sopt.train(**settings | {"steps": 1})
+    assert (Path(settings["output"]) / "notes.txt").read_text() == "mine"
+
+
+def test_a_shortened_history_is_an_input_error(settings, at_loss):
+    at_loss(5, crash)
+    with pytest.raises(RuntimeError, match="crash"):
+        sopt.train(**settings)
+    path = Path(settings["output"]) / "history.jsonl"
+    path.write_text(path.read_text()[:30])
+    at_loss(0, None)
+    with pytest.raises(InputError, match=r"history\.jsonl has 1 lines.*of step 2"):
+        sopt.train(**settings)
+
+
+def test_history_is_cut_back_to_the_checkpoint(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    with History(path, 2) as history:
+        history.append({"step": 3, "loss": 0.5})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 0.5}\n'
+
+
+def test_checkpoint_gives_back_what_was_saved(tmp_path):
+    saved = Checkpoint(
+        step=3,
+        settings={"lr": 1e-5, "images": "ä"},
+        skipped={"bp": 1, "zo": 0},
+        peaks={"load": 2**40},
+        adapter={"unet.a.to_out.0.lora_A.weight": torch.randn(2, 3)},
+        optimizer={"unet.a.to_out.0.lora_A.weight": {"step": torch.tensor(2.0)}},
+    )
+    saved.save(tmp_path / "a" / "state.safetensors")
+    loaded = Checkpoint.load(tmp_path / "a" / "state.safetensors")
+    assert (loaded.step, loaded.settings) == (3, saved.settings)
+    assert (loaded.skipped, loaded.peaks) == (saved.skipped, saved.peaks)
+    for name, tensor in saved.adapter.items():
+        assert torch.equal(loaded.adapter[name], tensor)
+        assert loaded.optimizer[name]["step"].item() == 2
+    saved.save(tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a" / "state.safetensors").read_bytes()
+    assert len(load_file(tmp_path / "b")) == 2
