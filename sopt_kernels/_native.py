@@ -61,9 +61,10 @@ def pointer(x: Tensor) -> int:
 
 def tensor_table(out: list[Tensor], base: list[Tensor], streams: list[int]) -> ctypes.Array:
     """The lists as an array of ``sopt_tensor``; kept while pointers, sizes and streams stay."""
+    pointers = tuple(map(pointer, out))
     columns = (
-        tuple(map(pointer, out)),
-        tuple(map(pointer, base)),
+        pointers,
+        pointers if base is out else tuple(map(pointer, base)),
         tuple(x.numel() for x in out),
         tuple(streams),
         tuple(DTYPE_CODE[x.dtype] for x in out),
