@@ -48,7 +48,7 @@ def ulps(actual: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def test_gaussian_is_within_4_ulp_of_float64():
-    """The bound proven in csrc/common/noise.h is 3.92; a million samples come to about 3."""
+    """The bound of csrc/common/noise.h is 3.99; a million samples come to about 3."""
     assert ulps(noise(N, seed=3, stream=5), exact_gaussian(words_of(3, 5, N))) <= 4.0
 
 

@@ -11,9 +11,10 @@
 // rounded to float32 one at a time from the lowest, the rest fitted again after each. Largest
 // relative errors: log 2^-28.0, sine 2^-27.9, cosine 2^-31.1.
 //
-// Error against float64, from a scan of all 2^32 words each: radius 2.08, sine 1.81, cosine 1.61
-// units of 2^-24 relative. As the two words of a sample are independent, the worst pair is about
-// the worst of each: less than 4 ulp for z, from the same scans binned by mantissa (3.99).
+// Error against float64, from a scan of all 2^32 first words and of all 2^30 offsets from a quarter
+// turn: radius 2.08, sine 1.82, cosine 1.61 units of 2^-24 relative. As the two words of a sample
+// are independent, the worst pair is about the worst of each, combined by mantissa (512 bins):
+// z is within 3.99 ulp.
 #pragma once
 #include "portable.h"
 
