@@ -42,7 +42,7 @@ class TrainConfig:
     """The settings of a run; make one with :meth:`create`, which checks them.
 
     ``lr``, ``zo_lr``, ``eps`` and ``num_perturbations`` are not published for the method
-    (arXiv 2507.10029): these values are ours, tuned on the bundled model. Rank 4, the schedule's
+    (arXiv 2507.10029): these values are ours, a starting point. Rank 4, the schedule's
     constants, the ratios and 1000 steps are the paper's.
 
     Example:

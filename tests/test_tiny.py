@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPTokenizer
 
 import sopt
@@ -124,10 +126,14 @@ def test_the_demo_does_not_overwrite_other_pictures(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_teaches_the_subject(tmp_path):
-    from sopt.demo import demo
+def test_the_demo_writes_its_pictures_and_figures(tmp_path):
+    from sopt.demo import PHOTOS, demo
 
-    figures = demo(tmp_path)
-    assert figures["subject_after"] > figures["subject_before"]
-    assert set(figures["peak_bytes"]) >= {"load", "cache", "train-bp", "train-zo", "sample"}
-    assert (tmp_path / "grid.png").exists()
+    figures = demo(tmp_path, steps=20)
+    assert len(list((tmp_path / "photos").glob("*.png"))) == PHOTOS
+    assert set(figures["peak_bytes"]) >= {"load", "cache", "train-bp", "save", "sample"}
+    for name in ("subject_before", "subject_after", "prompt_before", "prompt_after"):
+        assert 0 <= figures[name] < 1.5
+    with Image.open(figures["grid"]) as grid:
+        assert grid.size[0] > 8 * 64
+    assert Path(figures["adapter"]).exists()
