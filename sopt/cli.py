@@ -31,6 +31,7 @@ GENERATE_HELP = {
     "negative_prompt": "text to stay away from",
     "adapter_scale": "factor on the adapter, 0 for none",
     "num_images": "number of pictures",
+    "batch_size": "pictures drawn at once: faster, in that many times the memory",
     "resolution": "side in pixels; the model's own if not given",
     "device": "where to draw: cpu, cuda; the GPU if there is one, if not given",
 }

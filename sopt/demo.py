@@ -21,6 +21,7 @@ from .trainer import train
 PHOTOS = 5
 STEPS = 400
 SCORED = 32  # pictures, seeds 0 to 31, behind every score
+BATCH = 8  # drawn at once: FILL
 SHOWN = 8  # of them in the grid
 PLACES = {
     "snow": "in the snow",
@@ -108,11 +109,14 @@ class Scores:
 def score_adapter(adapter: Path | None, subject: Subject, known: judge.Reference) -> Scores:
     """Draw SCORED pictures of the prompt alone and SCORED in places it names, and judge them."""
     prompt = f"a sks {subject.kind}"
-    plain = generate(adapter=adapter, prompt=prompt, num_images=SCORED)
+    plain = generate(adapter=adapter, prompt=prompt, num_images=SCORED, batch_size=BATCH)
     shown, scores = [], []
     for background, phrase in PLACES.items():
         images = generate(
-            adapter=adapter, prompt=f"{prompt} {phrase}", num_images=SCORED // len(PLACES)
+            adapter=adapter,
+            prompt=f"{prompt} {phrase}",
+            num_images=SCORED // len(PLACES),
+            batch_size=BATCH,
         )
         scores.append(judge.prompt_score(images, {"class": subject.kind, "background": background}))
         shown += images[: SHOWN // len(PLACES)]

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,13 +31,13 @@ from .scenes import Scene, random_caption, random_scene
 SEED = 0
 SCENES = 20_000
 BATCH = 64
-VAE_STEPS, VAE_RATE = 5_000, 1.5e-3
+VAE_STEPS, VAE_RATE = 4_000, 1.5e-3
 VAE_SIDES = (64, 64, 64, 48, 40, 32)  # drawn one a step
 VAE_PIXELS = 40_960  # pixels a step: 10 pictures of 64 x 64
 LOW_SIDES, LOW_STEPS, LOW_RATE = (32,), 2_000, 1e-3
 # A quarter of the later steps stays small: low-resolution training has to mean something to it.
 HIGH_SIDES = (64, 64, 64, 64, 64, 64, 64, 64, 64, 48, 40, 32)
-HIGH_STEPS, HIGH_RATE = 5_000, 1e-3
+HIGH_STEPS, HIGH_RATE = 4_500, 1e-3
 SNR_CLIP = 5.0  # min-SNR weighting (Hang et al. 2023)
 KL_WEIGHT = 0.001  # per pixel, in nats; at 0.01 three of the eight channels died
 
@@ -120,8 +121,11 @@ def fit_denoiser(
 ) -> None:
     """Text encoder and U-Net on the weighted noise-prediction loss; timesteps stratified.
 
-    Each step draws a side, and a batch of the latents ``data`` at that side.
+    Each step draws a side, and a batch of the latents ``data`` at that side. Multiplications run in
+    bfloat16, and attention keeps its scores: 68 pictures a second against 40 in float32 with
+    PyTorch's fused attention, whose bfloat16 backward is the slowest of all (2 Zen 4 threads).
     """
+    pipe.unet.set_attn_processor(AttnProcessor())
     module = nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder})
     alphas = pipe.scheduler.alphas_cumprod
     weights = (alphas / (1 - alphas)).clamp(max=SNR_CLIP) / (alphas / (1 - alphas))
@@ -137,7 +141,8 @@ def fit_denoiser(
         noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32))
         a = alphas[t].view(-1, 1, 1, 1)
         noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
-        predicted = pipe.unet(noisy, t, encode(pipe, captions)).sample
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = pipe.unet(noisy, t, encode(pipe, captions)).sample.float()
         return (weights[t] * (predicted - noise).square().mean(dim=(1, 2, 3))).mean()
 
     fit(name, module, loss_of_step, steps=steps, lr=lr, work=work, average=0.998)
