@@ -29,6 +29,7 @@ class Checkpoint:
     settings: dict[str, Any]  # those that the bits depend on, as plain values
     skipped: dict[str, int]  # steps without effect, because not finite, by branch
     peaks: dict[str, int]  # bytes by phase
+    weights: str  # fingerprint of the U-Net that the adapter is for
     adapter: dict[str, Tensor]  # by canonical name
     optimizer: dict[str, dict[str, Tensor]]  # state of each parameter that has one, by its name
 
@@ -42,6 +43,7 @@ class Checkpoint:
             "settings": self.settings,
             "skipped": self.skipped,
             "peaks": self.peaks,
+            "weights": self.weights,
         }
         text = json.dumps(content, sort_keys=True)
         save_tensors(path, tensors, {"content": text, "blake2b": _digest(tensors, text)})
@@ -71,16 +73,17 @@ class Checkpoint:
         return cls(adapter=adapter, optimizer=optimizer, **json.loads(text))
 
     @torch.no_grad()
-    def restore(self, adapter: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def restore(
+        self, adapter: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, weights: str
+    ) -> None:
         """Copy the state into a run's adapter and optimizer.
 
         Raises:
-            InputError: The adapter has other parameters: the model is not the one of before.
+            InputError: ``weights`` is not the fingerprint of the U-Net of before.
         """
-        shapes = {name: tensor.shape for name, tensor in self.adapter.items()}
-        if shapes != {name: parameter.shape for name, parameter in adapter.items()}:
+        if weights != self.weights:
             raise InputError(
-                "model: its attention layers are not those of the run in the output folder; "
+                "model: its UNet is not that of the run in the output folder; "
                 "use the model of before, or another output"
             )
         for name, parameter in adapter.items():
@@ -91,6 +94,20 @@ class Checkpoint:
         # Through the optimizer: it knows which entries belong on the parameter's device.
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """A name for a network: BLAKE2b over names, shapes and ``SAMPLED`` values of its weights.
+
+    The values are spread over each tensor: reading all of several GiB would take seconds, and
+    training a network changes every one of its tensors.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in sorted(module.named_parameters()):
+        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+        flat = weight.detach().reshape(-1)
+        digest.update(flat[:: max(1, len(flat) // SAMPLED)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def optimizer_state(
@@ -145,6 +162,8 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     """The entries of a log, in the order of the steps."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
+
+SAMPLED = 64  # about as many values of each weight tensor go into a fingerprint
 
 _REMEDY = "delete the run folder to start again, or put an intact copy in its place"
 

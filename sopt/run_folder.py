@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +37,7 @@ class Run:
 
 
 class RunFolder:
-    """Where the files of a run are, and whether they are there."""
+    """Where the files of a run are, whether they are there, and whose turn it is to write them."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -47,6 +49,7 @@ class RunFolder:
         self.before = self.path / "samples" / "before.png"
         self.after = self.path / "samples" / "after.png"
         self.memory = self.path / "memory.json"  # the last to be written
+        self._descriptor: int | None = None  # of the folder, while it is locked
 
     @property
     def results(self) -> list[Path]:
@@ -80,6 +83,30 @@ class RunFolder:
         self._check_same(checkpoint.settings, settings)
         return checkpoint
 
+    def lock(self) -> None:
+        """Make the folder if it is missing, and keep other runs out of it until :meth:`close`.
+
+        The lock is on the folder itself: it leaves no file, and ends with the process.
+
+        Raises:
+            InputError: Another run is at work in the folder.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"output {str(self.path)!r} is in use by a run that is still going on; "
+                "wait for it, or choose another folder"
+            ) from error
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
     def finished(self, checkpoint: Checkpoint | None, steps: int) -> bool:
         return (
             checkpoint is not None
@@ -106,7 +133,7 @@ class RunFolder:
                 )
 
 
-def fingerprint(pictures: Sequence[Picture]) -> str:
+def picture_fingerprint(pictures: Sequence[Picture]) -> str:
     """A name for the pictures' content: BLAKE2b over their sizes and pixels, in order."""
     digest = hashlib.blake2b(digest_size=16)
     for picture in pictures:

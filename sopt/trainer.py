@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .cache import build_cache
-from .checkpoint import Checkpoint, History, optimizer_state
+from .checkpoint import Checkpoint, History, fingerprint, optimizer_state
 from .config import TrainConfig
 from .data import Picture, load_pictures
 from .devices import resolve_device
@@ -30,7 +30,7 @@ from .export import save_diffusers_lora, save_kohya_lora
 from .files import check_writable, write_bytes, write_json, write_text
 from .memory import MemoryRecorder
 from .models import LORA_TARGETS, Model, inject_lora, open_model
-from .run_folder import Run, RunFolder, fingerprint
+from .run_folder import Run, RunFolder, picture_fingerprint
 from .sampling import generate, png_bytes
 from .schedules import make_schedule
 from .steps.backprop import backprop_step
@@ -75,23 +75,29 @@ def train(**settings: Any) -> Run:
     pictures = load_pictures(config.images)
     model = open_model(config.model)
     config = _resolve(config, model)
-    folder = RunFolder(config.output)
-    identity = config.bits() | {"images": fingerprint(pictures)}
-    previous = folder.previous(identity, config.resume)
-    if folder.finished(previous, config.steps):
+    identity = config.bits() | {"images": picture_fingerprint(pictures)}
+    with contextlib.closing(RunFolder(config.output)) as folder:
+        previous = folder.previous(identity, config.resume)
+        if not folder.finished(previous, config.steps):
+            check_writable(config.output)
+            _run(config, model, pictures, folder, identity)
         return folder.run(config)
-    check_writable(config.output)
 
+
+def _run(
+    config: TrainConfig,
+    model: Model,
+    pictures: list[Picture],
+    folder: RunFolder,
+    identity: dict[str, Any],
+) -> None:
     with MemoryRecorder(torch.device(str(config.device))) as memory:
-        if previous is not None:
-            memory.peaks |= previous.peaks
-        adapter = _optimize(config, model, pictures, folder, identity, previous, memory)
+        adapter = _optimize(config, model, pictures, folder, identity, memory)
         with memory.phase("save"):
             _save_adapter(config, model, adapter, folder)
         with memory.phase("sample"):
             _draw_samples(config, folder)
         write_json(folder.memory, memory.summary())
-    return folder.run(config)
 
 
 def _optimize(
@@ -100,13 +106,13 @@ def _optimize(
     pictures: list[Picture],
     folder: RunFolder,
     identity: dict[str, Any],
-    previous: Checkpoint | None,
     memory: MemoryRecorder,
 ) -> dict[str, Tensor]:
     """Cache and train; returns the adapter on the CPU, with all else gone from memory."""
     cache = build_cache(model, config.prompt, pictures, _sides(config), memory)
     with memory.phase("load"):
         unet = model.load_unet().to(memory.device)
+        weights = fingerprint(unet)
         adapter = inject_lora(unet, config.rank, config.seed)
     unet.enable_gradient_checkpointing()
     optimizer = torch.optim.AdamW(adapter.values(), lr=config.lr)
@@ -114,10 +120,13 @@ def _optimize(
     loss = partial(diffusion_loss, unet, model.noise_scheduler())
     skipped = {"bp": 0, "zo": 0}
     start = 0
+    folder.lock()  # the first trace of the run: what could be wrong was checked
+    previous = folder.previous(identity, config.resume)  # again: nobody writes any more
     if previous is not None:
-        previous.restore(adapter, optimizer)
+        previous.restore(adapter, optimizer, weights)
         start, skipped = previous.step, dict(previous.skipped)
-    write_text(folder.config, config.to_yaml())  # the first file: what could be wrong was checked
+        memory.peaks |= {k: max(v, memory.peaks.get(k, 0)) for k, v in previous.peaks.items()}
+    write_text(folder.config, config.to_yaml())
 
     def bp_low(i: int, t: int) -> dict[str, Any]:
         sample = cache.draw(config.seed, i, t, config.low_resolution)
@@ -165,7 +174,7 @@ def _optimize(
             if i % config.checkpoint_every == 0 or i == config.steps or interrupted.is_set():
                 history.flush()
                 state = optimizer_state(adapter, optimizer)
-                checkpoint = Checkpoint(i, identity, skipped, memory.peaks, adapter, state)
+                checkpoint = Checkpoint(i, identity, skipped, memory.peaks, weights, adapter, state)
                 checkpoint.save(folder.checkpoint)
             if interrupted.is_set():
                 raise KeyboardInterrupt

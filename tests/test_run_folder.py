@@ -1,5 +1,6 @@
 """Which run a folder holds: damaged, other settings, files of others; nothing is overwritten."""
 
+import contextlib
 import functools
 import shutil
 from pathlib import Path
@@ -7,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from pipelines import act_at_loss, crash
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import sopt
 from sopt import InputError
 from sopt.checkpoint import Checkpoint, History
+from sopt.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -101,18 +103,30 @@ def test_other_pictures_are_refused_and_the_same_elsewhere_are_not(
     assert [entry["step"] for entry in run.history] == [1, 2, 3, 4]
 
 
-def test_another_model_with_other_layers_is_refused(settings, at_loss, monkeypatch, micro_model):
+def test_another_model_under_the_same_name_is_refused(settings, at_loss, micro_folder, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(micro_folder, model)
+    settings |= {"model": str(model)}
     at_loss(5, crash)
     with pytest.raises(RuntimeError, match="crash"):
         sopt.train(**settings)
     at_loss(0, None)
-    from sopt.models import inject_lora
-
-    monkeypatch.setattr(
-        "sopt.trainer.inject_lora", lambda unet, rank, seed: inject_lora(unet, rank + 1, seed)
-    )
-    with pytest.raises(InputError, match="attention layers are not those of the run"):
+    (weights,) = (model / "unet").glob("*.safetensors")
+    tensors = load_file(weights)
+    save_file({name: tensor * 1.001 for name, tensor in tensors.items()}, weights)
+    with pytest.raises(InputError, match="UNet is not that of the run in the output folder"):
         sopt.train(**settings)
+    save_file(tensors, weights)
+    assert len(sopt.train(**settings).history) == 4
+
+
+def test_two_runs_at_once_do_not_share_a_folder(settings):
+    with contextlib.closing(RunFolder(settings["output"])) as other:
+        other.lock()
+        with pytest.raises(InputError, match="in use by a run that is still going on"):
+            sopt.train(**settings)
+    assert contents(settings["output"]) == {}
+    assert len(sopt.train(**settings).history) == 4
 
 
 def test_resume_never_refuses_a_run_and_takes_a_new_folder(settings):
@@ -164,6 +178,7 @@ def test_checkpoint_gives_back_what_was_saved(tmp_path):
         settings={"lr": 1e-5, "images": "ä"},
         skipped={"bp": 1, "zo": 0},
         peaks={"load": 2**40},
+        weights="0123",
         adapter={"unet.a.to_out.0.lora_A.weight": torch.randn(2, 3)},
         optimizer={"unet.a.to_out.0.lora_A.weight": {"step": torch.tensor(2.0)}},
     )
@@ -171,6 +186,7 @@ def test_checkpoint_gives_back_what_was_saved(tmp_path):
     loaded = Checkpoint.load(tmp_path / "a" / "state.safetensors")
     assert (loaded.step, loaded.settings) == (3, saved.settings)
     assert (loaded.skipped, loaded.peaks) == (saved.skipped, saved.peaks)
+    assert loaded.weights == "0123"
     for name, tensor in saved.adapter.items():
         assert torch.equal(loaded.adapter[name], tensor)
         assert loaded.optimizer[name]["step"].item() == 2
