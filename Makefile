@@ -19,13 +19,14 @@ TORCH ?= $(if $(wildcard /proc/driver/nvidia/version),torch>=2.11,torch==2.13.0)
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
 
-.PHONY: help install demo test test-fast test-slow lint bench
+.PHONY: help install demo test test-fast test-slow lint bench bench-compare
 
 help:
 	@echo "make demo       teach the bundled model a new subject and write demo/grid.png"
 	@echo "make test       the fast tests, then the slow ones (test-fast, test-slow: one of them)"
 	@echo "make lint       formatting, ruff, types"
-	@echo "make bench      speed and memory"
+	@echo "make bench      speed of the kernels, into bench/results/latest.json"
+	@echo "make bench-compare  a short form, against the ratios committed for this kind of processor"
 	@echo "make install    the set-up alone"
 
 demo: install
@@ -48,7 +49,12 @@ lint: install
 	.venv/bin/clang-format --dry-run --Werror $(filter %.h %.cpp,$(SOURCES))
 
 bench: install
-	.venv/bin/python -m pytest bench --benchmark-only
+	.venv/bin/python -m pytest bench --benchmark-only -s --benchmark-json=bench/results/latest.json
+
+bench-compare: install
+	.venv/bin/python -m pytest bench --benchmark-only -s -k "4Mi or LoRA" \
+		--benchmark-json=bench/results/latest.json
+	.venv/bin/python -m bench.compare bench/results/latest.json
 
 install: .venv/installed
 
