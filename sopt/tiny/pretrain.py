@@ -37,7 +37,7 @@ VAE_PIXELS = 40_960  # pixels a step: 10 pictures of 64 x 64
 LOW_SIDES, LOW_STEPS, LOW_RATE = (32,), 2_000, 1e-3
 # A quarter of the later steps stays small: low-resolution training has to mean something to it.
 HIGH_SIDES = (64, 64, 64, 64, 64, 64, 64, 64, 64, 48, 40, 32)
-HIGH_STEPS, HIGH_RATE = 4_500, 1e-3
+HIGH_STEPS, HIGH_RATE = 2_600, 1e-3
 SNR_CLIP = 5.0  # min-SNR weighting (Hang et al. 2023)
 KL_WEIGHT = 0.001  # per pixel, in nats; at 0.01 three of the eight channels died
 
