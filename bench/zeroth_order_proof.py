@@ -1,6 +1,6 @@
 """Do the zeroth-order steps help? ``python -m bench.zeroth_order_proof [--json FILE]``.
 
-The same selective run three times for each seed: as it is, with its zeroth-order updates skipped
+The demo's run three times for each seed: as it is, with its zeroth-order updates skipped
 (``zo_lr=0``: same draws, same backprop steps), and with the sign of g flipped (``-zo_lr``). Then
 the full-resolution loss of each on one fixed set of 256 (picture, timestep >= 750, noise), where
 DTAP sends most zeroth-order steps. If they work: selective < skipped < flipped.
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 import sopt
-from sopt.cache import encode_pictures, encode_prompt
+from sopt.cache import build_cache
 from sopt.config import TrainConfig
 from sopt.data import load_pictures
-from sopt.demo import draw_photos
+from sopt.demo import LOW_RES_RATIO, STEPS, draw_photos
 from sopt.files import write_json
 from sopt.memory import MemoryRecorder
 from sopt.models import open_model
@@ -41,11 +41,10 @@ class FixedLoss:
 
     def __init__(self, photos: Path, prompt: str) -> None:
         model = open_model("tiny")
-        device = torch.device("cpu")
-        with MemoryRecorder(device) as memory:
-            self.prompt = encode_prompt(model, prompt, device, memory)
-            side = model.native_resolution
-            moments = encode_pictures(model, load_pictures(photos), [side], device, memory)[side]
+        side = model.native_resolution
+        with MemoryRecorder(torch.device("cpu")) as memory:
+            cache = build_cache(model, prompt, load_pictures(photos), [side], memory)
+        self.prompt, moments = cache.prompt, cache.moments[side]
         rng = np.random.default_rng(0)
         self.timesteps = torch.from_numpy(rng.integers(FIRST_TIMESTEP, 1000, SAMPLES))
         pictures = [moments[i] for i in rng.integers(len(moments), size=SAMPLES)]
@@ -108,10 +107,11 @@ def compare(seed: int, work: Path, settings: Mapping[str, Any]) -> dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = [compare(seed, Path(folder), {"steps": arguments.steps}) for seed in SEEDS]
+        settings = {"steps": arguments.steps, "low_res_ratio": LOW_RES_RATIO}
+        rows = [compare(seed, Path(folder), settings) for seed in SEEDS]
     print(f"{'seed':>4} {'none':>9} {'selective':>9} {'skipped':>9} {'flipped':>9}  zo steps")
     for row in rows:
         figures = "".join(f"{row[k]:10.5f}" for k in ("none", "selective", "skipped", "flipped"))
