@@ -9,7 +9,8 @@ int main(void) {
   const uint64_t seed = 42;
   const float coefficient = 1.0f;
   if (sopt_abi_version() != SOPT_ABI_VERSION) return 1;
-  if (sopt_add_noise_cpu(&tensor, 1, &seed, &coefficient, 1, SOPT_GAUSSIAN, 1.0f) != SOPT_OK) {
+  if (sopt_add_noise_cpu(&tensor, 1, &seed, &coefficient, 1, SOPT_GAUSSIAN, 1.0f, NULL, 0, NULL) !=
+      SOPT_OK) {
     fprintf(stderr, "%s\n", sopt_last_error());
     return 1;
   }

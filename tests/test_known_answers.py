@@ -104,7 +104,8 @@ def test_gaussian_streams_from_counters(index, backend):
 def add_to_zeros(launch, index):
     seed, stream, first, expected = STREAMS[index]
     x = torch.zeros(first + len(expected))
-    launch([x], torch.tensor([signed(seed)]), torch.ones(1), [signed(stream)], "gaussian", 1.0)
+    terms = torch.tensor([signed(seed)]), torch.ones(1)
+    launch([x], *terms, [signed(stream)], "gaussian", 1.0, [], None)
     return x[first:], expected
 
 
@@ -132,6 +133,7 @@ def test_signs_are_the_bits_of_the_words(backend):
     assert counter == [0, 0, 0, 0]
     x = torch.zeros(128)
     launch = body("add_noise_", backend)
-    launch([x], torch.tensor([signed(k0 | k1 << 32)]), torch.ones(1), [0], "rademacher", 1.0)
+    terms = torch.tensor([signed(k0 | k1 << 32)]), torch.ones(1)
+    launch([x], *terms, [0], "rademacher", 1.0, [], None)
     bits = (x < 0).view(4, 32).long() << torch.arange(32)
     assert bits.sum(dim=1).tolist() == [w0, w1, w2, w3]

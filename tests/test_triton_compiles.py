@@ -19,7 +19,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from sopt_kernels import _triton_add_noise
+from sopt_kernels._triton_lists import ELEMENTS
 from sopt_kernels.ops.philox4x32 import triton_kernel as philox
+from sopt_kernels.ops.restore_accumulate import triton_kernel as restore
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -38,23 +40,20 @@ def compile_for(target, function, signature, **constants):
     return triton.compile(source, target=TARGETS[target], options=options).asm
 
 
-def add_noise_assembly(target, gaussian, dtype, decay="fp32"):
+LIST = {"STEPS": 9, "ROWS": 256, "ELEMENTS": ELEMENTS}
+
+
+def add_noise_assembly(target, gaussian, dtype, decay="fp32", stochastic=False):
+    pointers = dict.fromkeys(("table_ptr", "seeds_ptr", "ends_ptr", "rounding_seeds_ptr"), "*i64")
     return compile_for(
         target,
         _triton_add_noise._add_noise_kernel,
-        {
-            "table_ptr": "*i64",
-            "seeds_ptr": "*i64",
-            "coefficients_ptr": "*fp32",
-            "terms": "i32",
-            "decay": decay,
-        },
-        STEPS=9,
-        TENSORS=256,
+        {**pointers, "coefficients_ptr": "*fp32", "parts": "i32", "decay": decay},
         GAUSSIAN=gaussian,
+        STOCHASTIC=stochastic,
         DTYPE=dtype,
-        ELEMENTS=_triton_add_noise.ELEMENTS,
-        COLUMNS=_triton_add_noise.COLUMNS,
+        COLUMNS=5,
+        **LIST,
     )
 
 
@@ -71,6 +70,21 @@ def test_add_noise_dtypes(dtype):
     assert "sm_90" in add_noise_assembly("sm_90", True, dtype, decay="fp64")["ptx"]  # as Inductor
 
 
+@pytest.mark.parametrize("dtype", [tl.bfloat16, tl.float16])
+@pytest.mark.parametrize("target", TARGETS)
+def test_stochastic_rounding(target, dtype):
+    assert add_noise_assembly(target, False, dtype, stochastic=True)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_restore_accumulate(target):
+    coefficients = dict.fromkeys(("restore_coefficient_ptr", "grad_coefficient_ptr"), "*fp32")
+    types = {"table_ptr": "*i64", "seed_ptr": "*i64", **coefficients}
+    options = {"GAUSSIAN": True, "DTYPE": tl.bfloat16, "GRAD_DTYPE": tl.float32, "COLUMNS": 5}
+    kernel = restore._restore_accumulate_kernel
+    assert compile_for(target, kernel, types, **options, **LIST)
+
+
 def test_no_operation_may_be_fused_or_approximated():
     """Each float operation carries .rn: ptxas fuses only multiplications and sums without it."""
     ptx = add_noise_assembly("sm_90", True, tl.float32)["ptx"]
@@ -79,7 +93,7 @@ def test_no_operation_may_be_fused_or_approximated():
     assert [o for o in operations if ".rn" not in o or ".ftz" in o or "approx" in o] == []
     # Four warps: of the pairs of elements a thread has, each takes 11 fma for the radius, 4 for the
     # sine, 4 for the cosine, and 2 for the sums; one more would be a fusion that nobody asked for.
-    pairs = _triton_add_noise.ELEMENTS // (4 * 32) // 2
+    pairs = ELEMENTS // (4 * 32) // 2
     assert operations.count("fma.rn.f32") == pairs * (11 + 4 + 4 + 2)
 
 

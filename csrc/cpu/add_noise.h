@@ -1,9 +1,8 @@
 // Kernels of add_noise: acc = decay * base; acc = fma(c_k, z_k, acc) for each seed; one rounding.
 #pragma once
-#include "../common/dtypes.h"
 #include "../common/noise.h"
 #include "kernels.h"
-#include "philox4x32.h"
+#include "rounding.h"
 
 namespace sopt {
 namespace {
@@ -17,23 +16,6 @@ struct Group {
   int terms;
   float decay;
 };
-
-// Loads count <= kLanes elements, the others zero.
-template <class P, class T>
-SOPT_INLINE typename P::F load_some(const T* from, int64_t count) {
-  if (count >= P::kLanes) return P::load(from);
-  T buffer[P::kLanes] = {};
-  if (count > 0) memcpy(buffer, from, size_t(count) * sizeof(T));
-  return P::load(buffer);
-}
-
-template <class P, class T>
-SOPT_INLINE void store_some(T* to, int64_t count, typename P::F value) {
-  if (count >= P::kLanes) return P::store(to, value);
-  T buffer[P::kLanes];
-  P::store(buffer, value);
-  if (count > 0) memcpy(to, buffer, size_t(count) * sizeof(T));
-}
 
 // One block of each lane gives 4 * kLanes elements; two packs at a time. One seed at a time: the
 // arithmetic takes so long that sums in the first-level cache cost nothing, and with no loop over
@@ -132,10 +114,10 @@ struct Rademacher {
   }
 };
 
-SOPT_INLINE Group group_of(const Sum& sum, int64_t first, int64_t most) {
+SOPT_INLINE Group group_of(const Sum& sum, int64_t first, int64_t last, float decay) {
   Group group;
-  group.terms = int(sum.terms - first < most ? sum.terms - first : most);
-  group.decay = first == 0 ? sum.decay : 1.0f;
+  group.terms = int(last - first);
+  group.decay = decay;
   for (int k = 0; k < group.terms; ++k) {
     group.keys[k] = round_keys(sum.seeds[first + k]);
     group.coefficients[k] = sum.coefficients[first + k];
@@ -143,25 +125,54 @@ SOPT_INLINE Group group_of(const Sum& sum, int64_t first, int64_t most) {
   return group;
 }
 
+// to = decay * from + terms [first, last), rounded to nearest, or as `rounding_seed` says. Of at
+// most one tile of elements if they are more than a group, or if there is a rounding seed.
+template <class P, class Noise, class From, class To>
+SOPT_INLINE void add_terms(const From* from, To* to, int64_t begin, int64_t end, uint64_t stream,
+                           const Sum& sum, int64_t first, int64_t last,
+                           const uint64_t* rounding_seed) {
+  constexpr int64_t K = Noise::kGroup;
+  if (rounding_seed == nullptr && last - first <= K) {
+    const Group group = group_of(sum, first, last, sum.decay);
+    return last > first ? Noise::template add<P>(from, to, begin, end, stream, group)
+                        : Rademacher::add<P>(from, to, begin, end, stream, group);  // decay alone
+  }
+  alignas(64) float tile[kTile];  // the sums between groups, in the first-level cache
+  int64_t k = first + K < last ? first + K : last;
+  const Group group = group_of(sum, first, k, sum.decay);
+  if (k > first)
+    Noise::template add<P>(from, tile, begin, end, stream, group);
+  else
+    Rademacher::add<P>(from, tile, begin, end, stream, group);
+  for (; k + K < last; k += K)
+    Noise::template add<P>(tile, tile, begin, end, stream, group_of(sum, k, k + K, 1.0f));
+  if (rounding_seed == nullptr)
+    return Noise::template add<P>(tile, to, begin, end, stream, group_of(sum, k, last, 1.0f));
+  if (k < last)
+    Noise::template add<P>(tile, tile, begin, end, stream, group_of(sum, k, last, 1.0f));
+  if constexpr (sizeof(To) < sizeof(float))
+    round_tile<P>(tile, to, begin, end, stream, *rounding_seed);
+}
+
 // Cost: 2 * sizeof(T) bytes of memory per element whatever the number of seeds.
 template <class P, class Noise, class T>
 void add_noise(const void* base, void* out, int64_t begin, int64_t end, uint64_t stream,
                const Sum& sum) {
-  constexpr int64_t K = Noise::kGroup;
   const T* from = static_cast<const T*>(base) + begin;
   T* to = static_cast<T*>(out) + begin;
-  if (sum.terms == 0)  // no noise of any kind: decay alone
-    return Rademacher::add<P>(from, to, begin, end, stream, group_of(sum, 0, K));
-  if (sum.terms <= K)
-    return Noise::template add<P>(from, to, begin, end, stream, group_of(sum, 0, K));
-  float tile[kTile];  // the sums between groups, in the first-level cache
+  const uint64_t* rounding = sizeof(T) < sizeof(float) ? sum.rounding_seeds : nullptr;
+  if (sum.rounds == 0 && rounding == nullptr && sum.terms <= Noise::kGroup)
+    return add_terms<P, Noise>(from, to, begin, end, stream, sum, 0, sum.terms, nullptr);
   for (; begin < end; begin += kTile, from += kTile, to += kTile) {
     const int64_t stop = begin + kTile < end ? begin + kTile : end;
-    Noise::template add<P>(from, tile, begin, stop, stream, group_of(sum, 0, K));
-    int64_t k = K;
-    for (; k + K < sum.terms; k += K)
-      Noise::template add<P>(tile, tile, begin, stop, stream, group_of(sum, k, K));
-    Noise::template add<P>(tile, to, begin, stop, stream, group_of(sum, k, K));
+    const T* source = from;
+    for (int64_t r = 0, first = 0; r <= sum.rounds; ++r) {
+      const int64_t last = r < sum.rounds ? sum.round_after[r] : sum.terms;
+      add_terms<P, Noise>(source, to, begin, stop, stream, sum, first, last,
+                          rounding == nullptr ? nullptr : rounding + r);
+      source = to;
+      first = last;
+    }
   }
 }
 

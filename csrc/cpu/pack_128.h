@@ -25,7 +25,9 @@ struct Pack {
   SOPT_INLINE U bits_of(F x) { return (U)x; }
   SOPT_INLINE F float_of(U x) { return (F)x; }
   SOPT_INLINE I signed_of(U x) { return (I)x; }
+  SOPT_INLINE U unsigned_of(I x) { return (U)x; }
   SOPT_INLINE F to_float(I x) { return __builtin_convertvector(x, F); }
+  SOPT_INLINE I to_int(F x) { return __builtin_convertvector(x, I); }  // towards zero
   // Which lanes have the bit set; the complement of these lanes; x in them, y in the others.
   SOPT_INLINE M test(U x, uint32_t bit) { return (x & bit) != 0u; }
   SOPT_INLINE U flip(M m, U x) { return x ^ (U)m; }

@@ -20,7 +20,9 @@ struct Pack {
   SOPT_INLINE U bits_of(F x) { return (U)x; }
   SOPT_INLINE F float_of(U x) { return (F)x; }
   SOPT_INLINE I signed_of(U x) { return (I)x; }
+  SOPT_INLINE U unsigned_of(I x) { return (U)x; }
   SOPT_INLINE F to_float(I x) { return _mm256_cvtepi32_ps((__m256i)x); }
+  SOPT_INLINE I to_int(F x) { return (I)_mm256_cvttps_epi32(x); }  // towards zero
   // Which lanes have the bit set; the complement of these lanes; x in them, y in the others.
   SOPT_INLINE M test(U x, uint32_t bit) { return x << __builtin_clz(bit); }
   SOPT_INLINE U flip(M m, U x) { return x ^ (U)((I)m >> 31); }
