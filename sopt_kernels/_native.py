@@ -38,6 +38,18 @@ class TensorEntry(ctypes.Structure):
     ]
 
 
+class CodesEntry(ctypes.Structure):
+    """``sopt_codes`` of sopt.h."""
+
+    _fields_ = [
+        ("codes", c_void_p),
+        ("scales", c_void_p),
+        ("numel", c_int64),
+        ("rows", c_int64),
+        ("stream", c_uint64),
+    ]
+
+
 def bind(device_type: str, name: str, *argtypes: type) -> Callable[..., int]:
     """The C function ``name``, typed and raising on error, also if its library is absent."""
     SIGNATURES[name] = argtypes
@@ -69,6 +81,18 @@ def tensor_table(out: list[Tensor], base: list[Tensor], streams: list[int]) -> c
         tuple(x.numel() for x in out),
         tuple(streams),
         tuple(DTYPE_CODE[x.dtype] for x in out),
+    )
+
+
+def codes_table(codes: list[Tensor], scales: list[Tensor], streams: list[int]) -> ctypes.Array:
+    """The lists as an array of ``sopt_codes``, kept in the same way."""
+    return _table(
+        CodesEntry,
+        tuple(map(pointer, codes)),
+        tuple(map(pointer, scales)),
+        tuple(x.numel() for x in codes),
+        tuple(x.numel() for x in scales),
+        tuple(streams),
     )
 
 

@@ -34,3 +34,9 @@ def round_stochastically(x: Tensor, dtype: torch.dtype, u: Tensor) -> Tensor:
     away = (exact - low) / (high - low) > u  # exact: high - low is a power of two
     rounded = torch.where(away, bits + 1, bits).view(dtype)
     return torch.where(exact <= torch.finfo(dtype).max, rounded, nearest)
+
+
+def stochastic_integer(v: Tensor, most: int, u: Tensor) -> Tensor:
+    """``sgn(v) min(floor(|v| + u), most)``: an integer with the mean ``v``, as float32."""
+    size = (v.double().abs() + u).floor().clamp(max=most)  # float64 holds the sum exactly
+    return size.copysign(v.double()).float()

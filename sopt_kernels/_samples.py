@@ -53,3 +53,23 @@ def terms_sample(terms: int) -> tuple[Tensor, Tensor]:
 
 def streams_sample(count: int) -> list[int]:
     return [(-1) ** j * (j * 0x0F1E_2D3C_4B5A_6978 % 2**63) for j in range(count)]
+
+
+def code_samples(device: str) -> Iterator[tuple]:
+    """``(codes, scales, streams, kind, headroom, terms)``: one row, many rows, rows of one code."""
+    shapes = [((0,), 1), ((), 1), ((3,), 3), ((37, 65), 37), ((5003,), 1), ((24, 3, 9), 24)]
+    for kind in KINDS:
+        for headroom, terms in ((1, 1), (8, 2), (64, 1), (16, 0)):
+            codes = [
+                (torch.arange(torch.Size(shape).numel()) * 37 % 255 - 127).view(shape)
+                for shape, _ in shapes
+            ]
+            scales = [torch.linspace(0.02, 0.9, rows) for _, rows in shapes]
+            yield (
+                [x.to(device, torch.int8) for x in codes],
+                [x.to(device) for x in scales],
+                streams_sample(len(shapes)),
+                kind,
+                headroom,
+                terms,
+            )

@@ -31,3 +31,14 @@ def round_stochastically(x, w, DTYPE: tl.constexpr):
         rounded = tl.where(small, subnormal.to(tl.float32, bitcast=True), rounded)
         result = tl.where(magnitude > 0x477FE000, x, rounded)
     return result
+
+
+@triton.jit
+def stochastic_integer(v, most, w):
+    """``sgn(v) min(floor(|v| + u), most)`` as float32, for an integer most <= 255."""
+    size = tl.abs(v)
+    size = tl.where(size < most, size, most)
+    whole = size.to(tl.int32)
+    fraction = ((size - whole.to(tl.float32)) * (2.0**24)).to(tl.int32)
+    rounded = (whole + ((fraction + (w >> 8).to(tl.int32)) >> 24)).to(tl.float32)
+    return tl.where(v < 0, -rounded, rounded)

@@ -23,6 +23,7 @@ HEADER = Path(__file__).parents[1] / "csrc" / "include" / "sopt.h"
 PROTOTYPES = dict(re.findall(r"SOPT_API [\w *]*?(sopt_\w+)\(([^)]*)\)", HEADER.read_text()))
 C_TYPES = {
     "const sopt_tensor*": ctypes.c_void_p,
+    "const sopt_codes*": ctypes.c_void_p,
     "const int64_t*": ctypes.c_void_p,
     "int64_t*": ctypes.c_void_p,
     "const uint32_t*": ctypes.c_void_p,
@@ -36,6 +37,7 @@ C_TYPES = {
     "float": ctypes.c_float,
 }
 MEMBERS = {"void*": ctypes.c_void_p, "const void*": ctypes.c_void_p, "uint64_t": ctypes.c_uint64}
+MEMBERS |= {"int8_t*": ctypes.c_void_p}
 NEAREST = ([], None)  # no rounding on the way, and the last to nearest
 OP = OPS["add_noise_"]
 
@@ -74,7 +76,9 @@ def test_python_constants_match_header():
         assert f"SOPT_{kind.upper()} = {code}" in text
 
 
-@pytest.mark.parametrize("name, entry", [("sopt_tensor", _native.TensorEntry)])
+@pytest.mark.parametrize(
+    "name, entry", [("sopt_tensor", _native.TensorEntry), ("sopt_codes", _native.CodesEntry)]
+)
 def test_python_structure_matches_header(name, entry):
     (body,) = re.findall(rf"typedef struct \{{([^}}]*)\}} {name};", HEADER.read_text())
     members = re.findall(r"^\s*(.+?[ *])(\w+);", body, flags=re.MULTILINE)
@@ -222,6 +226,11 @@ def test_errors_of_the_other_functions():
     for a, b, words in ((0, 1, "unknown dtype 9"), (0, 2, "as many elements .* got 6 and 5")):
         with pytest.raises(RuntimeError, match=words):
             restore(tensors[a], tensors[b], 1, address, address, address, 0)
+    perturb = _native.LIBRARIES["cpu"].sopt_perturb_int8_cpu
+    codes = (_native.CodesEntry * 1)((address, address, 6, 4, 0))
+    for headroom, words in ((0, r"headroom must be in \[1, 64\], got 0"), (1, "rows .* got 4")):
+        with pytest.raises(RuntimeError, match=words):
+            perturb(codes, 1, address, address, 1, 0, headroom, address)
     assert not x.any()
 
 

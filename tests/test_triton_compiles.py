@@ -20,8 +20,10 @@ from triton.compiler import ASTSource
 
 from sopt_kernels import _triton_add_noise
 from sopt_kernels._triton_lists import ELEMENTS
+from sopt_kernels.ops.perturb_int8 import triton_kernel as perturb
 from sopt_kernels.ops.philox4x32 import triton_kernel as philox
 from sopt_kernels.ops.restore_accumulate import triton_kernel as restore
+from sopt_kernels.ops.update_int8 import triton_kernel as update
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -83,6 +85,23 @@ def test_restore_accumulate(target):
     options = {"GAUSSIAN": True, "DTYPE": tl.bfloat16, "GRAD_DTYPE": tl.float32, "COLUMNS": 5}
     kernel = restore._restore_accumulate_kernel
     assert compile_for(target, kernel, types, **options, **LIST)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_int8(target):
+    """Both kernels, and that the one division there is is correctly rounded."""
+    pointers = ("table_ptr", "seeds_ptr", "delta_rounding_seeds_ptr", "rounding_seed_ptr")
+    types = {
+        **dict.fromkeys((*pointers, "clamped_ptr"), "*i64"),
+        **dict.fromkeys(("coefficients_ptr", "eps_ptr"), "*fp32"),
+        **dict.fromkeys(("terms", "headroom"), "i32"),
+    }
+    for kernel in (perturb._perturb_int8_kernel, update._update_int8_kernel):
+        own = {name: types[name] for name in kernel.arg_names if name in types}
+        assembly = compile_for(target, kernel, own, GAUSSIAN=False, COLUMNS=6, **LIST)
+        if target == "sm_90":
+            divisions = set(re.findall(r"\bdiv\.[\w.]*f32\b", assembly["ptx"]))
+            assert divisions == {"div.rn.f32"}
 
 
 def test_no_operation_may_be_fused_or_approximated():

@@ -36,4 +36,19 @@ SOPT_INLINE typename P::F round_stochastically(float16, typename P::F x, typenam
   return P::select(past, x, P::select(small, P::float_of(subnormal), P::float_of(rounded)));
 }
 
+// sgn(v) min(floor(|v| + u), most), for an integer most <= 255; the sum is exact.
+template <class P>
+SOPT_INLINE typename P::F stochastic_integer(typename P::F v, float most, typename P::U w) {
+  using F = typename P::F;
+  using U = typename P::U;
+  const U bits = P::bits_of(v), magnitude = bits & 0x7FFFFFFFu;
+  const auto past = P::test(bits_of(most) - magnitude, 0x80000000u);
+  const F size = P::select(past, P::splat(most), P::float_of(magnitude));
+  const F whole = P::to_float(P::to_int(size));
+  const U fraction = P::unsigned_of(P::to_int((size - whole) * 0x1p24f));
+  const U carry = (fraction + (w >> 8)) >> 24;
+  const F rounded = whole + P::to_float(P::signed_of(carry));
+  return P::float_of(P::bits_of(rounded) | (bits & 0x80000000u));
+}
+
 }  // namespace sopt

@@ -22,6 +22,17 @@ static inline Sum sum_of(const uint64_t* seeds, const float* coefficients, int64
   return {seeds, coefficients, terms, 1.0f, nullptr, 0, nullptr};
 }
 
+// codes += SR(sum_n coefficients[n] delta(seeds[n], eps)), see sopt_update_int8_cpu.
+struct CodeUpdate {
+  const uint64_t* seeds;
+  const uint64_t* delta_rounding_seeds;
+  const float* coefficients;
+  int64_t terms;
+  float eps;
+  int headroom;
+  uint64_t rounding_seed;
+};
+
 // Ranges of elements that kernels are called on begin at a multiple of this: a whole number of
 // counter blocks of either kind, for vectors of any length.
 constexpr int64_t kTile = 2048;
@@ -33,6 +44,10 @@ struct Kernels {
   void (*noise_tile[2])(float* tile, int64_t begin, int64_t end, uint64_t stream, uint64_t seed);
   void (*add_scaled[3])(const void* base, void* out, int64_t begin, int64_t end, const float* z,
                         float coefficient);
+  void (*perturb_int8[2])(const sopt_codes& x, int64_t begin, int64_t end, const Sum& sum,
+                          int headroom, uint64_t rounding_seed);
+  int64_t (*update_int8[2])(const sopt_codes& x, int64_t begin, int64_t end,
+                            const CodeUpdate& update);
   void (*philox4x32_10)(const uint32_t* counters, int64_t n, uint64_t key, uint32_t* words);
   void (*box_muller)(const uint32_t* words, int64_t pairs, float* samples);
 };

@@ -118,6 +118,40 @@ SOPT_API sopt_status sopt_restore_accumulate_cpu(const sopt_tensor* params,
                                                  const float* restore_coefficient,
                                                  const float* grad_coefficient, sopt_noise kind);
 
+/* ---- int8 codes ------------------------------------------------------------------------ */
+
+/* One tensor of a list: codes of `rows` equal rows, each with a scale > 0. */
+typedef struct {
+  int8_t* codes;
+  const float* scales;
+  int64_t numel;
+  int64_t rows;
+  uint64_t stream;
+} sopt_codes;
+
+/* codes += delta, modulo 256, for each element i of each of the `count` tensors, with
+ *   v = (sum over k < terms of coefficients[k] z(seeds[k], stream, i)) / scales[row],
+ *   delta = sgn(v) min(floor(|v| + u), headroom), row = i / (numel / rows),
+ * the sum by fma in the order of k from 0, a float32 division, and u = (w >> 8) 2^-24 with
+ * w = word i % 4 of block i / 4 under *rounding_seed and the stream. So the opposite coefficients
+ * undo a call to the last bit, and codes within 127 - headroom never wrap. headroom: 1 .. 64. */
+SOPT_API sopt_status sopt_perturb_int8_cpu(const sopt_codes* tensors, int64_t count,
+                                           const uint64_t* seeds, const float* coefficients,
+                                           int64_t terms, sopt_noise kind, int64_t headroom,
+                                           const uint64_t* rounding_seed);
+
+/* codes = clamp(codes + sgn(s) floor(|s| + u), +-(127 - headroom)), with
+ *   s = sum over n < terms of coefficients[n] delta_n, by fma in the order of n from 0,
+ * where delta_n is what sopt_perturb_int8_cpu adds for the one term (seeds[n], *eps) and the
+ * rounding seed delta_rounding_seeds[n], and u is of *rounding_seed. Adds to *clamped how many
+ * codes were clamped; without terms, that is all it does. */
+SOPT_API sopt_status sopt_update_int8_cpu(const sopt_codes* tensors, int64_t count,
+                                          const uint64_t* seeds,
+                                          const uint64_t* delta_rounding_seeds,
+                                          const float* coefficients, int64_t terms,
+                                          const float* eps, sopt_noise kind, int64_t headroom,
+                                          const uint64_t* rounding_seed, int64_t* clamped);
+
 #ifdef __cplusplus
 }
 #endif
