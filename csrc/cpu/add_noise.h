@@ -60,8 +60,8 @@ struct Gaussian {
   }
 
   template <class P, class From, class To>
-  static void add(const From* from, To* to, int64_t begin, int64_t end, uint64_t stream,
-                  const Group& group) {
+  [[gnu::noinline]] static void add(const From* from, To* to, int64_t begin, int64_t end,
+                                    uint64_t stream, const Group& group) {
     if (group.decay == 1.0f)
       loop<P>(from, to, begin, end, false, stream, group);
     else
@@ -74,43 +74,57 @@ struct Rademacher {
   static constexpr int kGroup = kMaxGroup;
 
   template <class P, class From, class To>
-  SOPT_INLINE void apply(const From* from, To* to, int64_t count, bool whole, uint64_t first,
-                         uint64_t stream, const Group& group) {
+  SOPT_INLINE void apply(const From* from, To* to, int64_t count, bool whole, bool decays,
+                         uint64_t first, uint64_t stream, const Group& group) {
     using F = typename P::F;
-    using U = typename P::U;
     constexpr int N = P::kLanes;
     alignas(64) uint32_t signs[kGroup][4 * N];
     for (int k = 0; k < group.terms; ++k) {
-      U words[4];
+      typename P::U words[4];
       block_words<P>(first, stream, group.keys[k], words);
       F rows[4];
       for (int j = 0; j < 4; ++j) rows[j] = P::float_of(words[j]);
       P::transpose(rows);
       memcpy(signs[k], rows, sizeof rows);
     }
-    U shift;  // brings the bit of each lane to the sign
-    for (int lane = 0; lane < N; ++lane) shift[lane] = uint32_t(31 - lane);
-    for (int word = 0; word < 4 * N && (whole || 32 * word < count); ++word)
+    for (int word = 0; word < 4 * N && (whole || 32 * word < count); ++word) {
+      const int64_t i = 32 * word;
+      F acc[32 / N];
       for (int part = 0; part < 32 / N; ++part) {
-        const int64_t i = 32 * word + part * N;
-        F acc = (whole ? P::load(from + i) : load_some<P>(from + i, count - i)) * group.decay;
-        for (int k = 0; k < group.terms; ++k) {
-          const U bits = U{} + signs[k][word];
-          const U sign = (bits << (shift - uint32_t(part * N))) & 0x80000000u;
-          // fma(c, +-1, acc) = acc +- c
-          acc += P::float_of(P::bits_of(P::splat(group.coefficients[k])) ^ sign);
-        }
-        whole ? P::store(to + i, acc) : store_some<P>(to + i, count - i, acc);
+        const int64_t j = i + part * N;
+        acc[part] = whole ? P::load(from + j) : load_some<P>(from + j, count - j);
+        if (decays) acc[part] = acc[part] * group.decay;
       }
+      for (int k = 0; k < group.terms; ++k) {
+        const F c = P::splat(group.coefficients[k]);
+#pragma GCC unroll 8
+        for (int part = 0; part < 32 / N; ++part)  // fma(c, +-1, acc) = acc +- c
+          acc[part] += P::negate_where(c, signs[k][word], part);
+      }
+      for (int part = 0; part < 32 / N; ++part) {
+        const int64_t j = i + part * N;
+        whole ? P::store(to + j, acc[part]) : store_some<P>(to + j, count - j, acc[part]);
+      }
+    }
   }
 
   template <class P, class From, class To>
-  static void add(const From* from, To* to, int64_t begin, int64_t end, uint64_t stream,
-                  const Group& group) {
+  SOPT_INLINE void loop(const From* from, To* to, int64_t begin, int64_t end, bool decays,
+                        uint64_t stream, const Group& group) {
     constexpr int64_t kChunk = 128 * P::kLanes;
     for (; begin + kChunk <= end; begin += kChunk, from += kChunk, to += kChunk)
-      apply<P>(from, to, kChunk, true, uint64_t(begin) / 128, stream, group);
-    if (begin < end) apply<P>(from, to, end - begin, false, uint64_t(begin) / 128, stream, group);
+      apply<P>(from, to, kChunk, true, decays, uint64_t(begin) / 128, stream, group);
+    if (begin < end)
+      apply<P>(from, to, end - begin, false, decays, uint64_t(begin) / 128, stream, group);
+  }
+
+  template <class P, class From, class To>
+  [[gnu::noinline]] static void add(const From* from, To* to, int64_t begin, int64_t end,
+                                    uint64_t stream, const Group& group) {
+    if (group.decay == 1.0f)
+      loop<P>(from, to, begin, end, false, stream, group);
+    else
+      loop<P>(from, to, begin, end, true, stream, group);
   }
 };
 

@@ -28,6 +28,10 @@ struct Pack {
   SOPT_INLINE F mantissa(F x) {
     return _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero);
   }
+  // x, negated in the lanes i for which bit kLanes * part + i is set.
+  SOPT_INLINE F negate_where(F x, uint32_t bits, int part) {
+    return _mm512_mask_xor_ps(x, __mmask16(bits >> (kLanes * part)), x, splat(-0.0f));
+  }
   // Which lanes have the bit set; the complement of these lanes; x in them, y in the others.
   SOPT_INLINE M test(U x, uint32_t bit) {
     return _mm512_test_epi32_mask((__m512i)x, _mm512_set1_epi32(int(bit)));

@@ -23,12 +23,12 @@ SOPT_INLINE void store_some(T* to, int64_t count, typename P::F value) {
   if (count > 0) memcpy(to, buffer, size_t(count) * sizeof(T));
 }
 
-// Calls body(i, words) for i = 0, kLanes, .. < count with the words of the elements begin + i on.
-// `begin` is a multiple of kTile.
+// Calls body(i, n, words) for i = 0, kLanes, .. < count with the words of the n <= kLanes elements
+// from begin + i on; n is a constant but at the end. `begin` is a multiple of kTile.
 template <class P, class Body>
 SOPT_INLINE void for_each_words(int64_t begin, int64_t count, uint64_t stream, uint64_t seed,
                                 Body body) {
-  constexpr int N = P::kLanes;
+  constexpr int64_t N = P::kLanes;
   const RoundKeys keys = round_keys(seed);
   for (int64_t i = 0; i < count; i += 8 * N) {
     Two<typename P::U> words[4];
@@ -40,8 +40,11 @@ SOPT_INLINE void for_each_words(int64_t begin, int64_t count, uint64_t stream, u
     }
     P::transpose(rows[0]);
     P::transpose(rows[1]);
-    for (int j = 0; j < 8 && i + j * N < count; ++j)
-      body(i + j * N, P::bits_of(rows[j / 4][j % 4]));
+    if (i + 8 * N <= count)
+      for (int64_t j = 0; j < 8; ++j) body(i + j * N, N, P::bits_of(rows[j / 4][j % 4]));
+    else
+      for (int64_t j = 0; i + j * N < count; ++j)
+        body(i + j * N, count - i - j * N, P::bits_of(rows[j / 4][j % 4]));
   }
 }
 
@@ -49,11 +52,11 @@ SOPT_INLINE void for_each_words(int64_t begin, int64_t count, uint64_t stream, u
 template <class P, class T>
 SOPT_INLINE void round_tile(const float* tile, T* to, int64_t begin, int64_t end, uint64_t stream,
                             uint64_t seed) {
-  const int64_t count = end - begin;
-  for_each_words<P>(begin, count, stream, seed, [&](int64_t i, typename P::U words) {
-    const typename P::F x = load_some<P>(tile + i, count - i);
-    store_some<P>(to + i, count - i, round_stochastically<P>(T{}, x, words));
-  });
+  for_each_words<P>(begin, end - begin, stream, seed,
+                    [&](int64_t i, int64_t n, typename P::U words) SOPT_LAMBDA {
+                      const typename P::F x = load_some<P>(tile + i, n);
+                      store_some<P>(to + i, n, round_stochastically<P>(T{}, x, words));
+                    });
 }
 
 }  // namespace
