@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import c_char_p, c_float, c_int, c_int64, c_uint64, c_void_p
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ABI_VERSION = 1  # SOPT_ABI_VERSION in csrc/include/sopt.h
+ABI_VERSION = 2  # SOPT_ABI_VERSION in csrc/include/sopt.h
 DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # sopt_dtype
 # The C types of sopt.h. ctypes refuses arguments of a wrong kind, but wraps an integer that is
 # out of range without a word: ranges are checked in Python before the call.
@@ -35,6 +35,18 @@ class TensorEntry(ctypes.Structure):
         ("numel", c_int64),
         ("stream", c_uint64),
         ("dtype", c_int64),
+    ]
+
+
+class CodesEntry(ctypes.Structure):
+    """``sopt_codes`` of sopt.h."""
+
+    _fields_ = [
+        ("codes", c_void_p),
+        ("scales", c_void_p),
+        ("numel", c_int64),
+        ("rows", c_int64),
+        ("stream", c_uint64),
     ]
 
 
@@ -62,20 +74,37 @@ def pointer(x: Tensor) -> int:
 def tensor_table(out: list[Tensor], base: list[Tensor], streams: list[int]) -> ctypes.Array:
     """The lists as an array of ``sopt_tensor``; kept while pointers, sizes and streams stay."""
     pointers = tuple(map(pointer, out))
-    columns = (
+    return _table(
+        TensorEntry,
         pointers,
         pointers if base is out else tuple(map(pointer, base)),
         tuple(x.numel() for x in out),
         tuple(streams),
         tuple(DTYPE_CODE[x.dtype] for x in out),
     )
-    return _tensor_table(columns)
 
 
-@lru_cache(maxsize=64)  # a pure function of its argument: an address that was reused is no harm
-def _tensor_table(columns: tuple[tuple[int, ...], ...]) -> ctypes.Array:
-    entries = [TensorEntry(*row) for row in zip(*columns, strict=True)]
-    return (TensorEntry * len(entries))(*entries)
+def codes_table(codes: list[Tensor], scales: list[Tensor], streams: list[int]) -> ctypes.Array:
+    """The lists as an array of ``sopt_codes``, kept in the same way."""
+    return _table(
+        CodesEntry,
+        tuple(map(pointer, codes)),
+        tuple(map(pointer, scales)),
+        tuple(x.numel() for x in codes),
+        tuple(x.numel() for x in scales),
+        tuple(streams),
+    )
+
+
+@lru_cache(maxsize=64)  # a pure function of its arguments: an address that was reused is no harm
+def _table(entry: type[ctypes.Structure], *columns: tuple[int, ...]) -> ctypes.Array:
+    entries = [entry(*row) for row in zip(*columns, strict=True)]
+    return (entry * len(entries))(*entries)
+
+
+def int64_array(values: Sequence[int]) -> ctypes.Array:
+    """``values`` as an array of ``int64_t``."""
+    return (c_int64 * len(values))(*values)
 
 
 def cpu_level() -> str:

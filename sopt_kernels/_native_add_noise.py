@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._native import ENUM, F32, I64, PTR, bind, pointer, tensor_table
+from ._arguments import Sum, check_memory
+from ._native import ENUM, F32, I64, PTR, bind, int64_array, pointer, tensor_table
 from ._noise import KINDS
 
-_cpu = bind("cpu", "sopt_add_noise_cpu", PTR, I64, PTR, PTR, I64, ENUM, F32)
+_cpu = bind("cpu", "sopt_add_noise_cpu", PTR, I64, PTR, PTR, I64, ENUM, F32, PTR, I64, PTR)
 
 
-def add_noise_cpu(
-    out: list[Tensor],
-    base: list[Tensor],
-    seeds: Tensor,
-    coefficients: Tensor,
-    streams: list[int],
-    kind: str,
-    decay: float,
-) -> None:
+def add_noise_cpu(out: list[Tensor], base: list[Tensor], terms: Sum) -> None:
     """``out = round(decay * base + sum_k coefficients[k] z(seeds[k]))`` for each tensor."""
-    table = tensor_table(out, base, streams)
-    seeds, coefficients = seeds.contiguous(), coefficients.contiguous()
-    terms = (pointer(seeds), pointer(coefficients), len(seeds))
-    _cpu(table, len(out), *terms, KINDS.index(kind), decay)
+    check_memory(out, base, coefficients=terms.coefficients)
+    seeds, coefficients = terms.seeds.contiguous(), terms.coefficients.contiguous()
+    rounding, cuts = terms.rounding_seeds, terms.round_after
+    if rounding is not None:
+        rounding = rounding.contiguous()
+    _cpu(
+        tensor_table(out, base, terms.streams),
+        len(out),
+        pointer(seeds),
+        pointer(coefficients),
+        len(seeds),
+        KINDS.index(terms.kind),
+        terms.decay,
+        int64_array(cuts),
+        len(cuts),
+        None if rounding is None else pointer(rounding),
+    )

@@ -1,6 +1,7 @@
-"""Known answers through every body: Random123's vectors of Philox4x32-10, and kat/gaussian.txt.
+"""Known answers through every body: Random123's vectors of Philox4x32-10, kat/gaussian.txt and
+kat/golden.txt.
 
-kat/gaussian.txt never changes in version 1 of the noise: a failure here is an error of the code.
+The last two never change in version 1 of the noise: a failure here is an error of the code.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden import golden, names
 
 from sopt_kernels import philox4x32
 from sopt_kernels._philox import MASK32
@@ -32,6 +34,7 @@ for row in rows("gaussian.txt"):
         STREAMS.append((*(int(word, 16) for word in row[1:]), []))
     elif row[0] != "pair":
         STREAMS[-1][-1].extend(map(float.fromhex, row))
+GOLDEN = {tuple(line): hash_ for *line, hash_ in rows("golden.txt")}
 
 
 def body(op, backend):
@@ -104,7 +107,8 @@ def test_gaussian_streams_from_counters(index, backend):
 def add_to_zeros(launch, index):
     seed, stream, first, expected = STREAMS[index]
     x = torch.zeros(first + len(expected))
-    launch([x], torch.tensor([signed(seed)]), torch.ones(1), [signed(stream)], "gaussian", 1.0)
+    terms = torch.tensor([signed(seed)]), torch.ones(1)
+    launch([x], *terms, [signed(stream)], "gaussian", 1.0, [], None)
     return x[first:], expected
 
 
@@ -132,6 +136,33 @@ def test_signs_are_the_bits_of_the_words(backend):
     assert counter == [0, 0, 0, 0]
     x = torch.zeros(128)
     launch = body("add_noise_", backend)
-    launch([x], torch.tensor([signed(k0 | k1 << 32)]), torch.ones(1), [0], "rademacher", 1.0)
+    terms = torch.tensor([signed(k0 | k1 << 32)]), torch.ones(1)
+    launch([x], *terms, [0], "rademacher", 1.0, [], None)
     bits = (x < 0).view(4, 32).long() << torch.arange(32)
     assert bits.sum(dim=1).tolist() == [w0, w1, w2, w3]
+
+
+def test_the_golden_file_has_every_line():
+    assert list(GOLDEN) == names()
+
+
+@pytest.mark.parametrize("line", GOLDEN, ids="-".join)
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_golden_hashes(backend, line):
+    body(line[0].partition("/")[0], backend)  # or a skip
+    assert golden(*line, backend) == GOLDEN[line]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_golden_hashes_of_every_level(level, cpu_level):
+    cpu_level(level)
+    assert {line: golden(*line, "native") for line in GOLDEN} == GOLDEN
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+def test_golden_hashes_of_interpreted_triton(dtype):
+    """Those of signs: the interpreter has no fma, and truncates float32 to bfloat16 (3.9)."""
+    body("add_noise_", "triton")
+    for line in GOLDEN:
+        if line[1:] == (dtype, "rademacher") and (dtype != "bfloat16" or "stochastic" in line[0]):
+            assert golden(*line, "triton") == GOLDEN[line], line

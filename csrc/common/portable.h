@@ -7,6 +7,8 @@
 // of an ordinary inline function the linker would keep one copy, perhaps the AVX-512 one,
 // for all levels.
 #define SOPT_INLINE static inline __attribute__((always_inline))
+// After the parameters of a lambda that a loop calls once per vector.
+#define SOPT_LAMBDA __attribute__((always_inline))
 
 namespace sopt {
 
