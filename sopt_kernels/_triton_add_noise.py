@@ -79,7 +79,9 @@ def add_noise(
 ) -> None:
     """``out = round(decay * base + sum_k coefficients[k] z(seeds[k]))`` for each tensor."""
     device = out[0].device
-    seeds, coefficients = seeds.to(device).contiguous(), coefficients.to(device).contiguous()
+    seeds, coefficients = (  # not waited for: the driver has read pageable memory on return
+        x.to(device, non_blocking=True).contiguous() for x in (seeds, coefficients)
+    )
     columns = (
         tuple(map(pointer, out)),
         tuple(map(pointer, base)),

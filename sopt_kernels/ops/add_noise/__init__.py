@@ -22,7 +22,7 @@ from ..._arguments import (
 )
 from ..._registry import Op, register
 from ..._samples import noise_samples
-from .native import add_noise_cpu
+from .native import add_noise_cpu, add_noise_cuda
 from .reference import add_noise_ as _reference
 
 Params = TypeVar("Params", Tensor, Sequence[Tensor])
@@ -166,7 +166,7 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
-        native={"cpu": add_noise_cpu},
+        native={"cpu": add_noise_cpu, "cuda": add_noise_cuda},
         triton=_triton(),
     )
 )

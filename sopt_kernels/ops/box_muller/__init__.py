@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..._philox import MASK32
 from ..._registry import Op, register
-from .native import box_muller_cpu
+from .native import box_muller_cpu, box_muller_cuda
 from .reference import box_muller as _reference
 
 
@@ -43,7 +43,7 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
-        native={"cpu": box_muller_cpu},
+        native={"cpu": box_muller_cpu, "cuda": box_muller_cuda},
         triton=_triton(),
     )
 )

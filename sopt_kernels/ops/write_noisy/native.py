@@ -1,4 +1,4 @@
-"""Launcher of the C kernel of ``write_noisy_`` (csrc/include/sopt.h)."""
+"""Launchers of the C kernels of ``write_noisy_`` (csrc/include/sopt.h)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..._arguments import check_memory
 from ..._native_add_noise import add_noise_cpu as _add_noise_cpu
+from ..._native_add_noise import add_noise_cuda as _add_noise_cuda
 
 
 def write_noisy_cpu(
@@ -19,3 +20,16 @@ def write_noisy_cpu(
 ) -> None:
     check_memory(out, base, coefficients)
     _add_noise_cpu(out, base, seeds, coefficients, streams, kind, decay)
+
+
+def write_noisy_cuda(
+    out: list[Tensor],
+    base: list[Tensor],
+    seeds: Tensor,
+    coefficients: Tensor,
+    streams: list[int],
+    kind: str,
+    decay: float,
+) -> None:
+    check_memory(out, base, coefficients)
+    _add_noise_cuda(out, base, seeds, coefficients, streams, kind, decay)
