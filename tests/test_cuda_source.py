@@ -35,6 +35,9 @@ def library(tmp_path_factory):
     folder = ROOT / "tests" / "emulated_cuda"
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
     flags += ["-fno-strict-aliasing", "-shared", "-fPIC", f"-I{folder}", f"-I{ROOT}/csrc/include"]
+    # A vector at an address that is no multiple of 16 ends the process, as it would the kernel.
+    flags += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
+    flags += ["-fno-sanitize=pointer-overflow"]  # of tensors that are not wholly there
     subprocess.run([compiler, *flags, folder / "library.cpp", "-o", path], check=True)
     loaded = ctypes.CDLL(str(path))
     loaded.sopt_last_error.restype = ctypes.c_char_p
@@ -119,11 +122,12 @@ def test_bits_of_the_cpu_at_any_size_and_address(emulated, dtype, kind, terms):
     """And nothing outside of the tensors is written. 17 terms take the larger arguments."""
     for size in SIZES if terms < 4 else (129,):
         for before in (0, 1, 4, 7):  # elements: of these addresses, vectors may use the first
-            memory = torch.linspace(-2, 2, before + size + 9).to(dtype)
-            actual, expected = memory.clone(), memory.clone()
+            expected = torch.linspace(-2, 2, before + size + 9).to(dtype)
+            actual = expected.clone()
             ours, theirs = (x[before : before + size] for x in (actual, expected))
             rest = (*terms_of(terms), [-3], kind, 0.9)
-            add_noise(emulated, [ours], [ours], *rest)
+            memory = (HOST, DEVICE) if before == 1 else (HOST, HOST)
+            add_noise(emulated, [ours], [ours], *rest, memory)
             on_cpu("add_noise_", [theirs], *rest)
             assert torch.equal(actual, expected), (size, before)
 
@@ -155,6 +159,16 @@ def test_a_list_takes_one_launch_for_512_tensors(emulated, library, count, launc
     assert all(map(torch.equal, actual, expected))
 
 
+def test_nothing_is_launched_for_nothing(emulated, library):
+    before = ctypes.c_int.in_dll(library, "emulated_launches").value
+    empty = torch.zeros(0)
+    for tensors in ([], [empty], [empty] * 600):
+        add_noise(emulated, tensors, tensors, *terms_of(1), [0] * len(tensors), "gaussian", 1.0)
+    emulated("sopt_philox4x32_10_cuda", None, 0, None, None)
+    emulated("sopt_box_muller_cuda", None, 0, None)
+    assert ctypes.c_int.in_dll(library, "emulated_launches").value == before
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("begin", [2**31, 2**32, 2**39])
@@ -180,6 +194,7 @@ def test_errors_name_the_argument_and_change_nothing(emulated, setting):
     )
     host = (seed.data_ptr(), HOST, one.data_ptr(), HOST)
     mixed = (seed.data_ptr(), DEVICE, one.data_ptr(), HOST)
+    other = (seed.data_ptr(), HOST, one.data_ptr(), DEVICE)
     for arguments, words in (
         ((odd, 1, *host, 1, 0, 1.0), "unknown dtype 9 of tensor 0"),
         ((negative, 1, *host, 1, 0, 1.0), "numel of tensor 0 must be >= 0, got -1"),
@@ -188,6 +203,7 @@ def test_errors_name_the_argument_and_change_nothing(emulated, setting):
         ((good, 1, *host, -1, 0, 1.0), "terms must be >= 0, got -1"),
         ((good, 1, *host, 257, 0, 1.0), "terms in host memory must be <= 256, got 257"),
         ((good, 1, *mixed, 257, 0, 1.0), "terms in host memory must be <= 256, got 257"),
+        ((good, 1, *other, 257, 0, 1.0), "terms in host memory must be <= 256, got 257"),
         ((good, 1, *host, 1, 2, 1.0), "unknown kind 2"),
     ):
         with pytest.raises(RuntimeError, match=words):

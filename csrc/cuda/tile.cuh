@@ -10,7 +10,7 @@
 
 namespace sopt {
 
-constexpr int kThreads = 128;  // per block; with kShare, affects speed only
+constexpr int kThreads = 128;  // per block; with kShare, affects speed only; not tuned on a GPU yet
 constexpr int kShare = 32;     // elements per thread
 constexpr int kTile = kThreads * kShare;
 

@@ -33,7 +33,11 @@ inline float __fsqrt_rn(float x) { return __builtin_sqrtf(x); }
 inline float __int2float_rn(int x) { return float(x); }
 
 typedef void* cudaStream_t;
-typedef enum { cudaSuccess = 0, cudaErrorLaunchFailure = 719 } cudaError_t;
+typedef enum {
+  cudaSuccess = 0,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorLaunchFailure = 719
+} cudaError_t;
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -52,7 +56,7 @@ inline int emulated_launches = 0;
 inline dim3 blockIdx, threadIdx;
 
 inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess ? "no error" : "unspecified launch failure";
+  return error == cudaErrorLaunchFailure ? "unspecified launch failure" : "another error";
 }
 
 inline cudaError_t cudaDriverGetVersion(int* version) {
@@ -65,6 +69,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                const A&... arguments) {
   ++emulated_launches;
   if (emulated_error != cudaSuccess) return cudaError_t(emulated_error);
+  if (config->gridDim.x == 0) return cudaErrorInvalidConfiguration;
   for (blockIdx.x = emulated_first_block; blockIdx.x < config->gridDim.x; ++blockIdx.x)
     for (threadIdx.x = 0; threadIdx.x < config->blockDim.x; ++threadIdx.x) kernel(arguments...);
   return cudaSuccess;
