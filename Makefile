@@ -19,13 +19,16 @@ TORCH ?= $(if $(wildcard /proc/driver/nvidia/version),torch>=2.11,torch==2.13.0)
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
 
-.PHONY: help install demo test test-fast test-slow lint bench
+FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(SOURCES) $(wildcard tests/emulated_cuda/*))
+
+.PHONY: help install demo test test-fast test-slow lint bench gpu-check
 
 help:
 	@echo "make demo       teach the bundled model a new subject and write demo/grid.png"
 	@echo "make test       the fast tests, then the slow ones (test-fast, test-slow: one of them)"
 	@echo "make lint       formatting, ruff, types"
 	@echo "make bench      speed and memory"
+	@echo "make gpu-check  on a machine with a GPU: proof and speed of the kernels, without .venv"
 	@echo "make install    the set-up alone"
 
 demo: install
@@ -45,10 +48,14 @@ lint: install
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	.venv/bin/clang-format --dry-run --Werror $(filter %.h %.cpp,$(SOURCES))
+	.venv/bin/clang-format --dry-run --Werror $(FORMATTED)
 
 bench: install
 	.venv/bin/python -m pytest bench --benchmark-only
+
+# Under $(PYTHON) itself, which must have PyTorch for CUDA: it fetches nothing.
+gpu-check:
+	$(PYTHON) -m bench.gpu_check
 
 install: .venv/installed
 
