@@ -40,7 +40,12 @@ def add_noise_cuda(
     kind: str,
     decay: float,
 ) -> None:
-    """The same on the GPU, asynchronously: nothing here waits for it."""
+    """The same on the GPU, asynchronously: nothing here waits for it.
+
+    A CUDA graph keeps the numbers that were on the host when it was captured, and reads those in
+    device memory at each replay. As with any kernel, call once before a capture: the driver loads
+    kernels at their first launch.
+    """
     table = tensor_table(out, base, streams)
     with torch.cuda.device_of(out[0]):
         seeds, coefficients = (_reachable(x, out[0].device) for x in (seeds, coefficients))

@@ -186,6 +186,24 @@ def test_indices_past_two_to_the_32(emulated, setting, begin, dtype, kind):
     assert torch.equal(tail, expected.to(dtype))
 
 
+def test_more_tiles_than_a_grid_has_blocks_take_two_launches(emulated, library, setting):
+    """Of two tensors without the memory, the last 130 elements."""
+    begin, n = 2**30 * TILE, 130
+    tails = [torch.zeros(n), torch.zeros(n)]
+    starts = [(x.data_ptr() - 4 * begin) % 2**64 for x in tails]
+    table = (TensorEntry * 2)(*((p, p, begin + n, k, 0) for k, p in enumerate(starts)))
+    seeds, coefficients = torch.tensor([1]), torch.ones(1)
+    terms = (seeds.data_ptr(), HOST, coefficients.data_ptr(), HOST, 1)
+    setting("emulated_first_block", 2**30)
+    before = ctypes.c_int.in_dll(library, "emulated_launches").value
+    emulated("sopt_add_noise_cuda", table, 2, *terms, 0, 1.0)
+    assert ctypes.c_int.in_dll(library, "emulated_launches").value - before == 2
+    for stream, tail in enumerate(tails):
+        cpu = torch.device("cpu")
+        expected = reference_noise("gaussian", 1, stream, begin, begin + n, cpu)
+        assert torch.equal(tail, expected)
+
+
 def test_errors_name_the_argument_and_change_nothing(emulated, setting):
     x, one, seed = torch.zeros(1), torch.ones(300), torch.zeros(300, dtype=torch.int64)
     good, odd, negative, huge = (

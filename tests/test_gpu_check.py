@@ -73,6 +73,21 @@ def test_without_a_gpu_one_sentence_says_so():
 
 
 @pytest.mark.parametrize(
+    "command, fault",
+    [("import time; time.sleep(60)", "not done after 0.5 s"), ("0", "with status 0 and without")],
+)
+def test_tests_that_hang_or_crash_are_a_failure(check, monkeypatch, command, fault):
+    monkeypatch.setattr(check, "TEST_SECONDS", 0.5 if "sleep" in command else 60)
+    whole = check.run
+    monkeypatch.setattr(
+        check, "run", lambda *_, **options: whole(sys.executable, "-c", command, **options)
+    )
+    found = check.test(rehearse=True)
+    assert found["failed"] == 1
+    assert fault in found["failures"][0]
+
+
+@pytest.mark.parametrize(
     "name, tensors, parameters",
     [("SD1.5 LoRA", 256, 797_184), ("LLaMA-7B LoRA", 448, 19_988_480), ("OPT-1.3B", 388, 1.3e9)],
 )
