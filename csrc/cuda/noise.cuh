@@ -15,7 +15,7 @@ struct Gaussian {
     const uint64_t first = uint64_t(share.first) / 4;
     SOPT_UNROLL
     for (int i = 0; i < kShare; i += 4) {
-      const int offset = i / V * (Share<V>::kStride / 4) + i % V / 4;
+      const int offset = i / V * V + i % V / 4;  // of the block
       uint64_t w[4];
       // A tile is whole counter blocks from a multiple of its size on: the low word cannot carry.
       philox4x32_10<Lane>(uint32_t(first) + uint32_t(offset), uint32_t(first >> 32), stream, keys,
@@ -46,7 +46,7 @@ struct Rademacher {
     for (int j = 0; j < 4; ++j) bits[j] = uint32_t(w[j]) >> shift;
     SOPT_UNROLL
     for (int i = 0; i < kShare; ++i) {
-      const int position = i / V * Share<V>::kStride + i % V;  // in the 128, but for the shift
+      const int position = i / V * V * 4 + i % V;  // in the 128, but for the shift
       const uint32_t sign = bits[position / 32] << (31 - position % 32) & 0x80000000u;
       use(i, float_of(sign | 0x3F800000u));
     }

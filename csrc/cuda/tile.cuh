@@ -14,10 +14,9 @@ constexpr int kThreads = 128;  // per block; with kShare, affects speed only; no
 constexpr int kShare = 32;     // elements per thread
 constexpr int kTile = kThreads * kShare;
 
-// The elements of this thread: V at `first` + a * kStride, for a < kAccesses.
+// The elements of this thread: V at each of `first` + 4 i, for i = 0, V, 2 V ... below kShare.
 template <int V>
 struct Share {
-  static constexpr int kStride = 4 * V, kAccesses = kShare / V;
   int64_t first;
   bool whole;    // the tile has no elements past the end, and vectors may be used
   bool vectors;  // addresses of vectors are multiples of 16
@@ -30,17 +29,24 @@ struct Share {
   }
 };
 
+// Of a whole tile, without a branch between the accesses: all of them are under way at once.
 template <int V, class T>
 SOPT_INLINE void load(const Share<V>& share, const T* from, int64_t numel, float (&x)[kShare]) {
   const T* mine = from + share.first;
+  if (share.whole) {
+    SOPT_UNROLL
+    for (int i = 0; i < kShare; i += V) Storage<T>::load(mine + 4 * i, x + i);
+    return;
+  }
   SOPT_UNROLL
-  for (int a = 0; a < Share<V>::kAccesses; ++a, mine += Share<V>::kStride) {
-    const int64_t rest = numel - share.first - a * Share<V>::kStride;
-    if (share.whole || (share.vectors && rest >= V)) {
-      Storage<T>::load(mine, x + a * V);
+  for (int i = 0; i < kShare; i += V) {
+    const int64_t rest = numel - share.first - 4 * i;
+    if (share.vectors && rest >= V) {
+      Storage<T>::load(mine + 4 * i, x + i);
     } else {
       SOPT_UNROLL
-      for (int v = 0; v < V; ++v) x[a * V + v] = v < rest ? Storage<T>::load_one(mine + v) : 0.0f;
+      for (int v = 0; v < V; ++v)
+        x[i + v] = v < rest ? Storage<T>::load_one(mine + 4 * i + v) : 0.0f;
     }
   }
 }
@@ -48,15 +54,20 @@ SOPT_INLINE void load(const Share<V>& share, const T* from, int64_t numel, float
 template <int V, class T>
 SOPT_INLINE void store(const Share<V>& share, T* to, int64_t numel, const float (&x)[kShare]) {
   T* mine = to + share.first;
+  if (share.whole) {
+    SOPT_UNROLL
+    for (int i = 0; i < kShare; i += V) Storage<T>::store(mine + 4 * i, x + i);
+    return;
+  }
   SOPT_UNROLL
-  for (int a = 0; a < Share<V>::kAccesses; ++a, mine += Share<V>::kStride) {
-    const int64_t rest = numel - share.first - a * Share<V>::kStride;
-    if (share.whole || (share.vectors && rest >= V)) {
-      Storage<T>::store(mine, x + a * V);
+  for (int i = 0; i < kShare; i += V) {
+    const int64_t rest = numel - share.first - 4 * i;
+    if (share.vectors && rest >= V) {
+      Storage<T>::store(mine + 4 * i, x + i);
     } else {
       SOPT_UNROLL
       for (int v = 0; v < V; ++v)
-        if (v < rest) Storage<T>::store_one(mine + v, x[a * V + v]);
+        if (v < rest) Storage<T>::store_one(mine + 4 * i + v, x[i + v]);
     }
   }
 }
