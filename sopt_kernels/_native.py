@@ -1,4 +1,4 @@
-"""Loads libsopt_cpu (csrc/) through ctypes, and says why when it cannot."""
+"""Loads libsopt_cpu and libsopt_cuda (csrc/) through ctypes, and says why when it cannot."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 ABI_VERSION = 2  # SOPT_ABI_VERSION in csrc/include/sopt.h
+HOST, DEVICE = 0, 1  # sopt_memory
 DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # sopt_dtype
 # The C types of sopt.h. ctypes refuses arguments of a wrong kind, but wraps an integer that is
 # out of range without a word: ranges are checked in Python before the call.
@@ -69,6 +70,11 @@ def pointer(x: Tensor) -> int:
     if not x.is_contiguous():
         raise ValueError(f"x must be contiguous, got shape {tuple(x.shape)}, strides {x.stride()}")
     return x.data_ptr()
+
+
+def current_stream() -> int:
+    """The CUDA stream that PyTorch would launch on now, on the current device."""
+    return torch.cuda.current_stream().cuda_stream
 
 
 def tensor_table(out: list[Tensor], base: list[Tensor], streams: list[int]) -> ctypes.Array:
@@ -139,6 +145,24 @@ def _load_cpu() -> None:
     )
 
 
+def _load_cuda() -> None:
+    path = library_path("cuda")
+    if torch.version.cuda is None:
+        UNAVAILABLE["cuda"] = "this PyTorch was built without CUDA"
+    elif "cpu" not in LIBRARIES:
+        UNAVAILABLE["cuda"] = UNAVAILABLE["cpu"]  # libsopt_cuda needs libsopt_cpu
+    elif not path.exists():
+        UNAVAILABLE["cuda"] = (
+            f"{path.name} is not installed: no nvcc was found then, or SOPT_BUILD was cpu"
+        )
+    else:  # as above, OSError for one that does not load
+        library = ctypes.CDLL(str(path))
+        if library.sopt_cuda_check():
+            UNAVAILABLE["cuda"] = _last_error().decode()
+        else:
+            LIBRARIES["cuda"] = library
+
+
 def _use_torch_threads() -> None:
     """Run libsopt_cpu on PyTorch's threads: a pool of its own would compete with them.
 
@@ -162,3 +186,4 @@ if "cpu" in LIBRARIES:
     if _found != ABI_VERSION:
         raise ImportError(f"libsopt_cpu has ABI {_found}, need {ABI_VERSION}: reinstall sopt")
     _use_torch_threads()
+_load_cuda()

@@ -69,8 +69,9 @@ def add_noise(out: list[Tensor], base: list[Tensor], terms: Sum) -> None:
     device = out[0].device
     seeds, coefficients = on_device(device, terms.seeds, terms.coefficients)
     ends = _ends((*terms.round_after, len(seeds)), device)
-    stochastic = terms.rounding_seeds is not None
-    (roundings,) = on_device(device, terms.rounding_seeds) if stochastic else (ends,)
+    stochastic, roundings = False, ends  # something to point to, not read
+    if terms.rounding_seeds is not None:
+        stochastic, (roundings,) = True, on_device(device, terms.rounding_seeds)
     lists = launches(
         [x.dtype for x in out],
         [x.numel() for x in out],

@@ -7,6 +7,7 @@ import ctypes
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,8 @@ C_TYPES = {
     "float*": ctypes.c_void_p,
     "sopt_parallel_for": ctypes.c_void_p,
     "sopt_noise": ctypes.c_int,
+    "sopt_memory": ctypes.c_int,
+    "void*": ctypes.c_void_p,
     "int64_t": ctypes.c_int64,
     "float": ctypes.c_float,
 }
@@ -74,6 +77,9 @@ def test_python_constants_match_header():
         assert f"SOPT_{str(dtype).removeprefix('torch.').upper()} = {code}" in text
     for code, kind in enumerate(KINDS):
         assert f"SOPT_{kind.upper()} = {code}" in text
+    for name, code in (("HOST", _native.HOST), ("DEVICE", _native.DEVICE)):
+        assert f"SOPT_{name} = {code}" in text
+    assert f"#define SOPT_MAX_HOST_TERMS {_native_add_noise.MAX_HOST_TERMS}\n" in text
 
 
 @pytest.mark.parametrize(
@@ -87,9 +93,11 @@ def test_python_structure_matches_header(name, entry):
     assert entry._fields_ == expected
 
 
-def test_exports_exactly_the_header():
-    symbols = run(needs_tool("nm"), "-D", "--defined-only", library_path("cpu"))
-    assert {line.split()[-1] for line in symbols.splitlines()} == set(PROTOTYPES)
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_exports_exactly_the_header(device_type):
+    symbols = run(needs_tool("nm"), "-D", "--defined-only", library_path(device_type))
+    functions = {name for name in PROTOTYPES if ("cuda" in name) == (device_type == "cuda")}
+    assert {line.split()[-1] for line in symbols.splitlines()} == functions
 
 
 def test_a_level_shares_no_code_with_the_others(tmp_path):
@@ -102,10 +110,34 @@ def test_a_level_shares_no_code_with_the_others(tmp_path):
     assert [line.split(" ", 2)[2] for line in symbols.splitlines()] == ["sopt::kernels_generic"]
 
 
-def test_needs_only_the_c_library():
-    dynamic = run(needs_tool("readelf"), "-d", library_path("cpu"))
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_needs_only_the_c_library(device_type):
+    """And libsopt_cuda libsopt_cpu: no CUDA runtime, so that it loads where there is none."""
+    dynamic = run(needs_tool("readelf"), "-d", library_path(device_type))
     needed = {name.partition(".")[0] for name in re.findall(r"NEEDED.*\[(.+)\]", dynamic)}
-    assert needed <= {"libc", "libm", "ld-linux-x86-64", "ld-linux-aarch64"}
+    own = {"libsopt_cpu"} if device_type == "cuda" else set()
+    threads = {"libpthread", "librt", "libdl"}  # of the C library, older than glibc 2.34
+    assert needed - threads - own <= {"libc", "libm", "ld-linux-x86-64", "ld-linux-aarch64"}
+
+
+CUDA_BUILD = """
+import torch
+torch.version.cuda = "13.0"  # PyTorch says so of its CUDA builds, which run on any machine
+from sopt_kernels import backends
+for body in backends():
+    if (body.op, body.device_type, body.backend) == ("add_noise_", "cuda", "native"):
+        print(body.reason)
+"""
+
+
+def test_a_cuda_build_of_pytorch_says_why_there_is_no_native_body():
+    """libsopt_cuda loads where there is no driver; libsopt_cpu has the text of its errors."""
+    if torch.cuda.is_available():
+        pytest.skip("the native body runs here")
+    reason = run(sys.executable, "-c", CUDA_BUILD).strip()
+    installed = _native.library_path("cuda").exists()
+    missing = "libsopt_cuda.so is not installed: no nvcc was found then, or SOPT_BUILD was cpu"
+    assert reason == ("there is no CUDA driver" if installed else missing)
 
 
 @pytest.mark.parametrize("level", ["sse42", "avx2", "avx512", "neon", "generic"])

@@ -5,7 +5,9 @@
  * Functions return SOPT_OK or an error code; sopt_last_error() then explains it. Arguments are
  * checked before anything is written.
  *
- * `*_cpu` functions are in libsopt_cpu and take host pointers.
+ * `*_cpu` functions are in libsopt_cpu and take host pointers. `*_cuda` functions are in
+ * libsopt_cuda, which needs libsopt_cpu: they take device pointers where not said otherwise, and
+ * launch on a cudaStream_t, `stream`, of the current device, without waiting for anything.
  */
 #ifndef SOPT_H
 #define SOPT_H
@@ -64,6 +66,14 @@ SOPT_API sopt_status sopt_set_parallel_for(sopt_parallel_for parallel_for);
 SOPT_API const char* sopt_cpu_level(void);
 SOPT_API sopt_status sopt_set_cpu_level(const char* level);
 
+/* ---- CUDA ----------------------------------------------------------------------------- */
+
+/* Whether this machine's driver can run libsopt_cuda; the other functions do not ask again. */
+SOPT_API sopt_status sopt_cuda_check(void);
+
+/* Where an array lies that may be in either memory. */
+typedef enum { SOPT_HOST = 0, SOPT_DEVICE = 1 } sopt_memory;
+
 /* ---- noise ---------------------------------------------------------------------------- */
 
 /* Noise, version 1: z = noise(seed, stream, index) is a pure function, the same bits on every
@@ -81,8 +91,14 @@ typedef enum { SOPT_GAUSSIAN = 0, SOPT_RADEMACHER = 1 } sopt_noise;
 SOPT_API sopt_status sopt_philox4x32_10_cpu(const uint32_t* counters, int64_t n,
                                             const uint32_t* key, uint32_t* words);
 
+/* The same; `key` is in host memory. */
+SOPT_API sopt_status sopt_philox4x32_10_cuda(const uint32_t* counters, int64_t n,
+                                             const uint32_t* key, uint32_t* words, void* stream);
+
 /* The samples 2 i, 2 i + 1 of SOPT_GAUSSIAN from the words 2 i, 2 i + 1, for i < pairs. */
 SOPT_API sopt_status sopt_box_muller_cpu(const uint32_t* words, int64_t pairs, float* samples);
+SOPT_API sopt_status sopt_box_muller_cuda(const uint32_t* words, int64_t pairs, float* samples,
+                                          void* stream);
 
 /* One tensor of a list. `out` may be `base` itself, but no `out` may overlap anything else. */
 typedef struct {
@@ -108,6 +124,16 @@ SOPT_API sopt_status sopt_add_noise_cpu(const sopt_tensor* tensors, int64_t coun
                                         int64_t terms, sopt_noise kind, float decay,
                                         const int64_t* round_after, int64_t rounds,
                                         const uint64_t* rounding_seeds);
+
+/* The same bits, without round_after and to nearest. The array `tensors` is in host memory; `seeds`
+ * and `coefficients` may be in either, but arrays in host memory have at most SOPT_MAX_HOST_TERMS
+ * items. All arrays in host memory have been read on return; one launch serves up to 512 tensors,
+ * of any dtypes. */
+#define SOPT_MAX_HOST_TERMS 256
+SOPT_API sopt_status sopt_add_noise_cuda(const sopt_tensor* tensors, int64_t count,
+                                         const uint64_t* seeds, sopt_memory seeds_memory,
+                                         const float* coefficients, sopt_memory coefficients_memory,
+                                         int64_t terms, sopt_noise kind, float decay, void* stream);
 
 /* In one pass over `count` pairs of tensors, with the stream of params and z = z(*seed, stream, i):
  * params: out = fma(*restore_coefficient, z, base); grads: out = fma(*grad_coefficient, z, base);

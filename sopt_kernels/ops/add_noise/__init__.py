@@ -20,7 +20,7 @@ from ..._arguments import (
 )
 from ..._registry import Op, register, triton_body
 from ..._samples import noise_samples
-from .native import add_noise_cpu
+from .native import add_noise_cpu, add_noise_cuda
 from .reference import add_noise_ as _reference
 
 Params = TypeVar("Params", Tensor, Sequence[Tensor])
@@ -162,7 +162,7 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
-        native={"cpu": add_noise_cpu},
+        native={"cpu": add_noise_cpu, "cuda": add_noise_cuda},
         triton=triton_body(__name__, "add_noise_"),
     )
 )

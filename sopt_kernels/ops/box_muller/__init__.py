@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..._philox import MASK32
 from ..._registry import Op, register, triton_body
-from .native import box_muller_cpu
+from .native import box_muller_cpu, box_muller_cuda
 from .reference import box_muller as _reference
 
 
@@ -32,7 +32,7 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
-        native={"cpu": box_muller_cpu},
+        native={"cpu": box_muller_cpu, "cuda": box_muller_cuda},
         triton=triton_body(__name__, "box_muller"),
     )
 )

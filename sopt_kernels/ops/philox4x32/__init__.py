@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._registry import Op, register, triton_body
-from .native import philox4x32_cpu
+from .native import philox4x32_cpu, philox4x32_cuda
 from .reference import philox4x32 as _reference
 
 
@@ -75,7 +75,7 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
-        native={"cpu": philox4x32_cpu},
+        native={"cpu": philox4x32_cpu, "cuda": philox4x32_cuda},
         triton=triton_body(__name__, "philox4x32"),
     )
 )

@@ -21,7 +21,7 @@ from ..._arguments import (
 )
 from ..._registry import Op, register, triton_body
 from ..._samples import noise_samples
-from .native import write_noisy_cpu
+from .native import write_noisy_cpu, write_noisy_cuda
 from .reference import write_noisy_ as _reference
 
 Tensors = TypeVar("Tensors", Tensor, Sequence[Tensor])
@@ -112,7 +112,7 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
-        native={"cpu": write_noisy_cpu},
+        native={"cpu": write_noisy_cpu, "cuda": write_noisy_cuda},
         triton=triton_body(__name__, "write_noisy_"),
     )
 )
