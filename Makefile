@@ -19,7 +19,9 @@ TORCH ?= $(if $(wildcard /proc/driver/nvidia/version),torch>=2.11,torch==2.13.0)
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
 
-.PHONY: help install demo test test-fast test-slow lint bench bench-compare
+FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(SOURCES) $(wildcard tests/emulated_cuda/*))
+
+.PHONY: help install demo test test-fast test-slow lint bench bench-compare gpu-check
 
 help:
 	@echo "make demo       teach the bundled model a new subject and write demo/grid.png"
@@ -27,6 +29,7 @@ help:
 	@echo "make lint       formatting, ruff, types"
 	@echo "make bench      speed of the kernels, into bench/results/latest.json"
 	@echo "make bench-compare  a short form, against the ratios committed for this kind of processor"
+	@echo "make gpu-check  on a machine with a GPU: proof and speed of the kernels, without .venv"
 	@echo "make install    the set-up alone"
 
 demo: install
@@ -46,7 +49,7 @@ lint: install
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	.venv/bin/clang-format --dry-run --Werror $(filter %.h %.cpp,$(SOURCES))
+	.venv/bin/clang-format --dry-run --Werror $(FORMATTED)
 
 bench: install
 	.venv/bin/python -m pytest bench --benchmark-only -s --benchmark-json=bench/results/latest.json
@@ -55,6 +58,10 @@ bench-compare: install
 	.venv/bin/python -m pytest bench --benchmark-only -s -k "4Mi or LoRA" \
 		--benchmark-json=bench/results/latest.json
 	.venv/bin/python -m bench.compare bench/results/latest.json
+
+# Under $(PYTHON) itself, which must have PyTorch for CUDA: it fetches nothing.
+gpu-check:
+	$(PYTHON) -m bench.gpu_check
 
 install: .venv/installed
 

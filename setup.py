@@ -1,9 +1,10 @@
 """Builds csrc/ with CMake into sopt_kernels/native; metadata lives in pyproject.toml.
 
-SOPT_BUILD=auto (default): native kernels if there is a C++ compiler, else plain PyTorch alone.
-Also: cpu (a missing compiler is an error), none (pure Python). A compiler that is found and fails
-is always an error. Neither PyTorch nor Python headers take part, so one wheel serves every version
-of both.
+SOPT_BUILD=auto (default): native kernels if there is a C++ compiler, for CUDA too if there is nvcc,
+else plain PyTorch alone. Also: cuda (a missing compiler of either kind is an error), cpu (no CUDA;
+a missing C++ compiler is an error), none (pure Python). A compiler that is found and fails is
+always an error. Neither PyTorch nor Python headers take part, nor a GPU, so one wheel serves every
+version of both.
 """
 
 import os
@@ -17,13 +18,13 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
 ROOT = Path(__file__).parent
-MODES = ("auto", "cpu", "none")
+SOPT_CUDA = {"auto": "AUTO", "cuda": "ON", "cpu": "OFF", "none": "OFF"}  # of csrc/CMakeLists.txt
 MODE = os.environ.get("SOPT_BUILD", "auto")
-if MODE not in MODES:
-    raise ValueError(f"SOPT_BUILD must be one of {MODES}, got {MODE!r}")
+if MODE not in SOPT_CUDA:
+    raise ValueError(f"SOPT_BUILD must be one of {tuple(SOPT_CUDA)}, got {MODE!r}")
 
 COMPILERS = [c for c in (os.environ.get("CXX", "").split(" ")[0], "c++", "g++", "clang++") if c]
-NATIVE = MODE == "cpu" or (MODE == "auto" and any(map(shutil.which, COMPILERS)))
+NATIVE = MODE in ("cuda", "cpu") or (MODE == "auto" and any(map(shutil.which, COMPILERS)))
 
 
 class build_native(Command):
@@ -52,16 +53,17 @@ class build_native(Command):
                 )
             return
         tree = Path(self.build_temp).resolve() / "csrc"
+        cuda = f"-DSOPT_CUDA={SOPT_CUDA[MODE]}"
         for arguments in (
             # --fresh: a cached path to ninja points into the last, deleted build environment
-            ["--fresh", "-S", ROOT / "csrc", "-B", tree, "-G", "Ninja"],
+            ["--fresh", "-S", ROOT / "csrc", "-B", tree, "-G", "Ninja", cuda],
             ["--build", tree],
             ["--install", tree, "--prefix", package / "native", "--strip"],
         ):
             command = ["cmake", *map(str, arguments)]
             if subprocess.run(command, check=False).returncode:
                 raise SystemExit(
-                    f"{' '.join(command)} failed: see above. "
+                    f"{' '.join(command)} failed: see above. SOPT_BUILD=cpu leaves CUDA out, "
                     "SOPT_BUILD=none installs without native kernels."
                 )
 

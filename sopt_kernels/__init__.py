@@ -4,7 +4,22 @@ from ._registry import Body, backends
 from ._streams import stream_id
 from .ops import box_muller as box_muller  # a module: registers the op
 from .ops.add_noise import add_noise_, noise
+from .ops.perturb_int8 import perturb_int8_
 from .ops.philox4x32 import philox4x32
+from .ops.restore_accumulate import restore_accumulate_
+from .ops.update_int8 import clamp_codes_, update_int8_
 from .ops.write_noisy import write_noisy_
 
-__all__ = ["Body", "add_noise_", "backends", "noise", "philox4x32", "stream_id", "write_noisy_"]
+__all__ = [
+    "Body",
+    "add_noise_",
+    "backends",
+    "clamp_codes_",
+    "noise",
+    "perturb_int8_",
+    "philox4x32",
+    "restore_accumulate_",
+    "stream_id",
+    "update_int8_",
+    "write_noisy_",
+]

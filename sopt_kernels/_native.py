@@ -1,11 +1,11 @@
-"""Loads libsopt_cpu (csrc/) through ctypes, and says why when it cannot."""
+"""Loads libsopt_cpu and libsopt_cuda (csrc/) through ctypes, and says why when it cannot."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import c_char_p, c_float, c_int, c_int64, c_uint64, c_void_p
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ABI_VERSION = 1  # SOPT_ABI_VERSION in csrc/include/sopt.h
+ABI_VERSION = 2  # SOPT_ABI_VERSION in csrc/include/sopt.h
+HOST, DEVICE = 0, 1  # sopt_memory
 DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # sopt_dtype
 # The C types of sopt.h. ctypes refuses arguments of a wrong kind, but wraps an integer that is
 # out of range without a word: ranges are checked in Python before the call.
@@ -38,6 +39,18 @@ class TensorEntry(ctypes.Structure):
     ]
 
 
+class CodesEntry(ctypes.Structure):
+    """``sopt_codes`` of sopt.h."""
+
+    _fields_ = [
+        ("codes", c_void_p),
+        ("scales", c_void_p),
+        ("numel", c_int64),
+        ("rows", c_int64),
+        ("stream", c_uint64),
+    ]
+
+
 def bind(device_type: str, name: str, *argtypes: type) -> Callable[..., int]:
     """The C function ``name``, typed and raising on error, also if its library is absent."""
     SIGNATURES[name] = argtypes
@@ -59,23 +72,45 @@ def pointer(x: Tensor) -> int:
     return x.data_ptr()
 
 
+def current_stream() -> int:
+    """The CUDA stream that PyTorch would launch on now, on the current device."""
+    return torch.cuda.current_stream().cuda_stream
+
+
 def tensor_table(out: list[Tensor], base: list[Tensor], streams: list[int]) -> ctypes.Array:
     """The lists as an array of ``sopt_tensor``; kept while pointers, sizes and streams stay."""
     pointers = tuple(map(pointer, out))
-    columns = (
+    return _table(
+        TensorEntry,
         pointers,
         pointers if base is out else tuple(map(pointer, base)),
         tuple(x.numel() for x in out),
         tuple(streams),
         tuple(DTYPE_CODE[x.dtype] for x in out),
     )
-    return _tensor_table(columns)
 
 
-@lru_cache(maxsize=64)  # a pure function of its argument: an address that was reused is no harm
-def _tensor_table(columns: tuple[tuple[int, ...], ...]) -> ctypes.Array:
-    entries = [TensorEntry(*row) for row in zip(*columns, strict=True)]
-    return (TensorEntry * len(entries))(*entries)
+def codes_table(codes: list[Tensor], scales: list[Tensor], streams: list[int]) -> ctypes.Array:
+    """The lists as an array of ``sopt_codes``, kept in the same way."""
+    return _table(
+        CodesEntry,
+        tuple(map(pointer, codes)),
+        tuple(map(pointer, scales)),
+        tuple(x.numel() for x in codes),
+        tuple(x.numel() for x in scales),
+        tuple(streams),
+    )
+
+
+@lru_cache(maxsize=64)  # a pure function of its arguments: an address that was reused is no harm
+def _table(entry: type[ctypes.Structure], *columns: tuple[int, ...]) -> ctypes.Array:
+    entries = [entry(*row) for row in zip(*columns, strict=True)]
+    return (entry * len(entries))(*entries)
+
+
+def int64_array(values: Sequence[int]) -> ctypes.Array:
+    """``values`` as an array of ``int64_t``."""
+    return (c_int64 * len(values))(*values)
 
 
 def cpu_level() -> str:
@@ -110,6 +145,24 @@ def _load_cpu() -> None:
     )
 
 
+def _load_cuda() -> None:
+    path = library_path("cuda")
+    if torch.version.cuda is None:
+        UNAVAILABLE["cuda"] = "this PyTorch was built without CUDA"
+    elif "cpu" not in LIBRARIES:
+        UNAVAILABLE["cuda"] = UNAVAILABLE["cpu"]  # libsopt_cuda needs libsopt_cpu
+    elif not path.exists():
+        UNAVAILABLE["cuda"] = (
+            f"{path.name} is not installed: no nvcc was found then, or SOPT_BUILD was cpu"
+        )
+    else:  # as above, OSError for one that does not load
+        library = ctypes.CDLL(str(path))
+        if library.sopt_cuda_check():
+            UNAVAILABLE["cuda"] = _last_error().decode()
+        else:
+            LIBRARIES["cuda"] = library
+
+
 def _use_torch_threads() -> None:
     """Run libsopt_cpu on PyTorch's threads: a pool of its own would compete with them.
 
@@ -133,3 +186,4 @@ if "cpu" in LIBRARIES:
     if _found != ABI_VERSION:
         raise ImportError(f"libsopt_cpu has ABI {_found}, need {ABI_VERSION}: reinstall sopt")
     _use_torch_threads()
+_load_cuda()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -71,6 +73,13 @@ class Op:
             reason = self.implementations(device_type).get(_FORCED, "no such backend")
             raise RuntimeError(f"SOPT_BACKEND={_FORCED!r}, {self.name} on {device_type}: {reason}")
         return _FORCED
+
+
+def triton_body(package: str, name: str) -> Callable | None:
+    """The launcher ``name`` in ``package.triton_kernel``; None where Triton is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    return getattr(importlib.import_module(f"{package}.triton_kernel"), name)
 
 
 def register(op: Op) -> None:

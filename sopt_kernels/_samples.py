@@ -14,22 +14,62 @@ SHAPES = [(0,), (), (3,), (128,), (2048,), (37, 65), (5003,)]  # empty, 0-D, tai
 
 
 def noise_samples(device: str) -> Iterator[tuple]:
-    """``(tensors, seeds, coefficients, streams, kind, decay)``: each dtype alone, then mixed."""
+    """The tensors and what follows them: each dtype alone, then mixed, then rounded at random."""
     for kind in KINDS:
         for dtype, terms, decay in zip(DTYPES, (1, 2, 2), (1.0, 0.99, 1.0), strict=True):
             yield _sample(device, kind, [(s, dtype) for s in SHAPES], terms, decay)
         mixed = [((257,), dtype) for dtype in DTYPES]
         yield _sample(device, kind, mixed, 3, 0.99)
         yield _sample(device, kind, mixed[:1], 0, 0.5)
+        yield _sample(device, kind, mixed, 3, 0.99, round_after=[1])
+        yield _sample(device, kind, mixed, 12, 0.99, [1, 11], torch.tensor([-1, 2**40, 3]))
+        yield _sample(device, kind, mixed, 0, 0.77, [], torch.tensor([4]))
 
 
-def _sample(device: str, kind: str, shapes: list, terms: int, decay: float) -> tuple:
+def _sample(
+    device: str,
+    kind: str,
+    shapes: list,
+    terms: int,
+    decay: float,
+    round_after: list[int] | None = None,
+    rounding_seeds: Tensor | None = None,
+) -> tuple:
     tensors: list[Tensor] = [
         torch.linspace(-2, 2, torch.Size(shape).numel()).view(shape).to(device, dtype)
         for shape, dtype in shapes
     ]
+    seeds, coefficients = terms_sample(terms)
+    streams = streams_sample(len(tensors))
+    rounding = (round_after or [], rounding_seeds)
+    return tensors, seeds, coefficients, streams, kind, decay, *rounding
+
+
+def terms_sample(terms: int) -> tuple[Tensor, Tensor]:
+    """Seeds of both signs, so that all 64 bits are used, and coefficients."""
     k = torch.arange(terms)
-    seeds = k * 0x1234_5678_9ABC_DEF1 - 5  # both signs: all 64 bits are used
-    coefficients = (0.3 - 0.01 * k).float()
-    streams = [(-1) ** j * (j * 0x0F1E_2D3C_4B5A_6978 % 2**63) for j in range(len(tensors))]
-    return tensors, seeds, coefficients, streams, kind, decay
+    return k * 0x1234_5678_9ABC_DEF1 - 5, (0.3 - 0.01 * k).float()
+
+
+def streams_sample(count: int) -> list[int]:
+    return [(-1) ** j * (j * 0x0F1E_2D3C_4B5A_6978 % 2**63) for j in range(count)]
+
+
+def code_samples(device: str) -> Iterator[tuple]:
+    """``(codes, scales, streams, kind, headroom, terms)``: one row, many rows, rows of one code."""
+    shapes = [((0,), 1), ((), 1), ((3,), 3), ((37, 65), 37), ((5003,), 1), ((24, 3, 9), 24)]
+    for kind in KINDS:
+        for headroom, terms in ((1, 1), (8, 2), (64, 1), (16, 0)):
+            codes = [
+                (torch.arange(torch.Size(shape).numel()) * 37 % 255 - 127).view(shape)
+                for shape, _ in shapes
+            ]
+            scales = [torch.linspace(0.02, 0.9, rows) for _, rows in shapes]
+            yield (
+                [x.to(device, torch.int8) for x in codes],
+                [x.to(device) for x in scales],
+                streams_sample(len(shapes)),
+                kind,
+                headroom,
+                terms,
+            )

@@ -1,9 +1,7 @@
 """The Triton kernel that ``add_noise_`` and ``write_noisy_`` share, and its launcher.
 
-Algorithm: one program writes ELEMENTS consecutive elements of one tensor, which it finds by binary
-search in the table of tensors; the seeds are a loop over sums in registers. So one launch serves a
-whole list of one dtype, and the result depends on neither ELEMENTS nor the grid.
-Cost: 2 * itemsize bytes per element, whatever the number of seeds.
+Algorithm: the seeds are a loop over sums in registers, so one launch serves a whole list of one
+dtype. Cost: 2 * itemsize bytes per element, whatever the number of seeds.
 """
 
 from __future__ import annotations
@@ -15,106 +13,90 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._arguments import Sum, check_memory
 from ._native import pointer
-from ._triton_noise import gaussian, rademacher
+from ._triton_lists import NUMEL, POINTERS, launches, locate, on_device
+from ._triton_noise import add_scaled, element_words, noise
+from ._triton_rounding import round_stochastically
 
-ELEMENTS = 1024  # per program, a multiple of 128; affects speed only
-COLUMNS = 5  # of the table, int64: out, base, numel, stream, first program
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-@triton.jit(do_not_specialize=["terms"])
+@triton.jit(do_not_specialize=["parts"])
 def _add_noise_kernel(
     table_ptr,
     seeds_ptr,
     coefficients_ptr,
-    terms,
+    ends_ptr,  # of the parts: after each, the sum is rounded
+    rounding_seeds_ptr,
+    parts,
     decay,
-    STEPS: tl.constexpr,  # of the binary search
-    TENSORS: tl.constexpr,
+    STEPS: tl.constexpr,
+    ROWS: tl.constexpr,
     GAUSSIAN: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
     DTYPE: tl.constexpr,
     ELEMENTS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    low = program * 0  # the last tensor whose first program is <= this one
-    high = low + TENSORS
-    for _ in tl.static_range(STEPS):
-        middle = (low + high) // 2
-        above = tl.load(table_ptr + middle * COLUMNS + 4) <= program
-        low = tl.where(above, middle, low)
-        high = tl.where(above, high, middle)
-    row = table_ptr + low * COLUMNS
-    out_ptr = tl.load(row).to(tl.pointer_type(DTYPE))
-    base_ptr = tl.load(row + 1).to(tl.pointer_type(DTYPE))
-    numel = tl.load(row + 2)
-    stream = tl.load(row + 3)
-    first = (program - tl.load(row + 4)) * ELEMENTS
+    row, stream, first = locate(table_ptr, STEPS, ROWS, COLUMNS, ELEMENTS)
+    numel = tl.load(row + NUMEL)
+    out_ptr = tl.load(row + POINTERS).to(tl.pointer_type(DTYPE))
+    base_ptr = tl.load(row + POINTERS + 1).to(tl.pointer_type(DTYPE))
 
     i = first + tl.arange(0, ELEMENTS)
     total = tl.load(base_ptr + i, mask=i < numel, other=0.0).to(tl.float32)
-    total = total * tl.cast(decay, tl.float32)  # float64 when launched from Inductor
     k = 0
-    while k < terms:  # range() of an argument breaks the interpreter of 3.6 with numpy 2.4
-        seed = tl.load(seeds_ptr + k)
-        coefficient = tl.load(coefficients_ptr + k)
-        if GAUSSIAN:
-            z = gaussian(seed, stream, first, ELEMENTS)
-        else:
-            z = rademacher(seed, stream, first, ELEMENTS)
-        total = tl.fma(tl.zeros_like(z) + coefficient, z, total)
-        k += 1
+    part = 0
+    while part < parts:  # range() of an argument breaks the interpreter of 3.6 with numpy 2.4
+        total = total * tl.cast(decay, tl.float32)  # float64 when launched from Inductor
+        end = tl.load(ends_ptr + part)
+        while k < end:
+            z = noise(tl.load(seeds_ptr + k), stream, first, GAUSSIAN, ELEMENTS)
+            total = add_scaled(tl.load(coefficients_ptr + k), z, total)
+            k += 1
+        if STOCHASTIC:
+            words = element_words(tl.load(rounding_seeds_ptr + part), stream, first, ELEMENTS)
+            total = round_stochastically(total, words, DTYPE)
+        total = total.to(DTYPE).to(tl.float32)
+        part += 1
     tl.store(out_ptr + i, total.to(DTYPE), mask=i < numel)
 
 
-def add_noise(
-    out: list[Tensor],
-    base: list[Tensor],
-    seeds: Tensor,
-    coefficients: Tensor,
-    streams: list[int],
-    kind: str,
-    decay: float,
-) -> None:
+def add_noise(out: list[Tensor], base: list[Tensor], terms: Sum) -> None:
     """``out = round(decay * base + sum_k coefficients[k] z(seeds[k]))`` for each tensor."""
+    check_memory(out, base, coefficients=terms.coefficients)
     device = out[0].device
-    seeds, coefficients = seeds.to(device).contiguous(), coefficients.to(device).contiguous()
-    columns = (
+    seeds, coefficients = on_device(device, terms.seeds, terms.coefficients)
+    ends = _ends((*terms.round_after, len(seeds)), device)
+    stochastic, roundings = False, ends  # something to point to, not read
+    if terms.rounding_seeds is not None:
+        stochastic, (roundings,) = True, on_device(device, terms.rounding_seeds)
+    lists = launches(
+        [x.dtype for x in out],
+        [x.numel() for x in out],
+        terms.streams,
         tuple(map(pointer, out)),
         tuple(map(pointer, base)),
-        tuple(x.numel() for x in out),
-        tuple(streams),
-        tuple(x.dtype for x in out),
+        device=device,
     )
     with torch.cuda.device_of(out[0]):
-        for dtype, table, programs in _tables(columns, device):
-            _add_noise_kernel[(programs,)](
+        for dtype, table, grid, constants in lists:
+            _add_noise_kernel[grid](
                 table,
                 seeds,
                 coefficients,
-                len(seeds),
-                decay,
-                STEPS=len(table).bit_length(),
-                TENSORS=len(table),
-                GAUSSIAN=kind == "gaussian",
+                ends,
+                roundings,
+                len(ends),
+                terms.decay,
+                GAUSSIAN=terms.kind == "gaussian",
+                STOCHASTIC=stochastic and dtype != torch.float32,
                 DTYPE=DTYPES[dtype],
-                ELEMENTS=ELEMENTS,
-                COLUMNS=COLUMNS,
-                enable_fp_fusion=False,
+                **constants,
             )
 
 
-@lru_cache(maxsize=64)  # a pure function of its argument: an address that was reused is no harm
-def _tables(columns: tuple, device: torch.device) -> list[tuple[torch.dtype, Tensor, int]]:
-    """For each dtype: the table of its tensors on ``device``, (tensors, COLUMNS), and the grid."""
-    rows: dict[torch.dtype, list] = {}
-    programs: dict[torch.dtype, int] = {}
-    for out, base, numel, stream, dtype in zip(*columns, strict=True):
-        if numel:
-            first = programs.get(dtype, 0)
-            rows.setdefault(dtype, []).append((out, base, numel, stream, first))
-            programs[dtype] = first + triton.cdiv(numel, ELEMENTS)
-    return [
-        (d, torch.tensor(r, dtype=torch.int64).to(device), programs[d]) for d, r in rows.items()
-    ]
+@lru_cache(maxsize=64)
+def _ends(ends: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(ends, dtype=torch.int64).to(device)

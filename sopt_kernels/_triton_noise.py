@@ -89,6 +89,14 @@ def in_order(a, b, c, d):
 
 
 @triton.jit
+def element_words(seed, stream, first, ELEMENTS: tl.constexpr):
+    """Word ``i % 4`` of block ``i // 4`` for ``first + [0, ELEMENTS)``, first a multiple of 4."""
+    block = first // 4 + tl.arange(0, ELEMENTS // 4)
+    w0, w1, w2, w3 = block_words(seed, stream, block)
+    return in_order(w0, w1, w2, w3)
+
+
+@triton.jit
 def gaussian(seed, stream, first, ELEMENTS: tl.constexpr):
     """Elements ``first + [0, ELEMENTS)``, ``first`` a multiple of 4."""
     block = first // 4 + tl.arange(0, ELEMENTS // 4)
@@ -108,3 +116,19 @@ def rademacher(seed, stream, first, ELEMENTS: tl.constexpr):
     words = in_order(w0, w1, w2, w3)
     bits = (words[:, None] >> tl.arange(0, 32)[None, :].to(tl.uint32)) & 1
     return tl.where(tl.reshape(bits, (ELEMENTS,)) == 1, -1.0, 1.0)
+
+
+@triton.jit
+def noise(seed, stream, first, GAUSSIAN: tl.constexpr, ELEMENTS: tl.constexpr):
+    """Elements ``first + [0, ELEMENTS)`` of either kind."""
+    if GAUSSIAN:
+        z = gaussian(seed, stream, first, ELEMENTS)
+    else:
+        z = rademacher(seed, stream, first, ELEMENTS)
+    return z
+
+
+@triton.jit
+def add_scaled(coefficient, z, total):
+    """``coefficient * z + total``, rounded once, with a scalar coefficient."""
+    return tl.fma(tl.zeros_like(z) + coefficient, z, total)

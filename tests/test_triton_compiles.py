@@ -19,7 +19,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from sopt_kernels import _triton_add_noise
+from sopt_kernels._triton_lists import ELEMENTS
+from sopt_kernels.ops.perturb_int8 import triton_kernel as perturb
 from sopt_kernels.ops.philox4x32 import triton_kernel as philox
+from sopt_kernels.ops.restore_accumulate import triton_kernel as restore
+from sopt_kernels.ops.update_int8 import triton_kernel as update
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -38,23 +42,20 @@ def compile_for(target, function, signature, **constants):
     return triton.compile(source, target=TARGETS[target], options=options).asm
 
 
-def add_noise_assembly(target, gaussian, dtype, decay="fp32"):
+LIST = {"STEPS": 9, "ROWS": 256, "ELEMENTS": ELEMENTS}
+
+
+def add_noise_assembly(target, gaussian, dtype, decay="fp32", stochastic=False):
+    pointers = dict.fromkeys(("table_ptr", "seeds_ptr", "ends_ptr", "rounding_seeds_ptr"), "*i64")
     return compile_for(
         target,
         _triton_add_noise._add_noise_kernel,
-        {
-            "table_ptr": "*i64",
-            "seeds_ptr": "*i64",
-            "coefficients_ptr": "*fp32",
-            "terms": "i32",
-            "decay": decay,
-        },
-        STEPS=9,
-        TENSORS=256,
+        {**pointers, "coefficients_ptr": "*fp32", "parts": "i32", "decay": decay},
         GAUSSIAN=gaussian,
+        STOCHASTIC=stochastic,
         DTYPE=dtype,
-        ELEMENTS=_triton_add_noise.ELEMENTS,
-        COLUMNS=_triton_add_noise.COLUMNS,
+        COLUMNS=5,
+        **LIST,
     )
 
 
@@ -71,6 +72,38 @@ def test_add_noise_dtypes(dtype):
     assert "sm_90" in add_noise_assembly("sm_90", True, dtype, decay="fp64")["ptx"]  # as Inductor
 
 
+@pytest.mark.parametrize("dtype", [tl.bfloat16, tl.float16])
+@pytest.mark.parametrize("target", TARGETS)
+def test_stochastic_rounding(target, dtype):
+    assert add_noise_assembly(target, False, dtype, stochastic=True)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_restore_accumulate(target):
+    coefficients = dict.fromkeys(("restore_coefficient_ptr", "grad_coefficient_ptr"), "*fp32")
+    types = {"table_ptr": "*i64", "seed_ptr": "*i64", **coefficients}
+    options = {"GAUSSIAN": True, "DTYPE": tl.bfloat16, "GRAD_DTYPE": tl.float32, "COLUMNS": 5}
+    kernel = restore._restore_accumulate_kernel
+    assert compile_for(target, kernel, types, **options, **LIST)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_int8(target):
+    """Both kernels, and that the one division there is is correctly rounded."""
+    pointers = ("table_ptr", "seeds_ptr", "delta_rounding_seeds_ptr", "rounding_seed_ptr")
+    types = {
+        **dict.fromkeys((*pointers, "clamped_ptr"), "*i64"),
+        **dict.fromkeys(("coefficients_ptr", "eps_ptr"), "*fp32"),
+        **dict.fromkeys(("terms", "headroom"), "i32"),
+    }
+    for kernel in (perturb._perturb_int8_kernel, update._update_int8_kernel):
+        own = {name: types[name] for name in kernel.arg_names if name in types}
+        assembly = compile_for(target, kernel, own, GAUSSIAN=False, COLUMNS=6, **LIST)
+        if target == "sm_90":
+            divisions = set(re.findall(r"\bdiv\.[\w.]*f32\b", assembly["ptx"]))
+            assert divisions == {"div.rn.f32"}
+
+
 def test_no_operation_may_be_fused_or_approximated():
     """Each float operation carries .rn: ptxas fuses only multiplications and sums without it."""
     ptx = add_noise_assembly("sm_90", True, tl.float32)["ptx"]
@@ -79,7 +112,7 @@ def test_no_operation_may_be_fused_or_approximated():
     assert [o for o in operations if ".rn" not in o or ".ftz" in o or "approx" in o] == []
     # Four warps: of the pairs of elements a thread has, each takes 11 fma for the radius, 4 for the
     # sine, 4 for the cosine, and 2 for the sums; one more would be a fusion that nobody asked for.
-    pairs = _triton_add_noise.ELEMENTS // (4 * 32) // 2
+    pairs = ELEMENTS // (4 * 32) // 2
     assert operations.count("fma.rn.f32") == pairs * (11 + 4 + 4 + 2)
 
 

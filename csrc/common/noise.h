@@ -23,7 +23,7 @@ namespace sopt {
 template <class P, int N>
 SOPT_INLINE typename P::F polynomial(typename P::F x, const float (&coefficients)[N]) {
   typename P::F value = P::splat(coefficients[N - 1]);
-#pragma GCC unroll 16
+  SOPT_UNROLL
   for (int k = N - 2; k >= 0; --k) value = P::fma(x, value, P::splat(coefficients[k]));
   return value;
 }

@@ -28,7 +28,7 @@ SOPT_INLINE RoundKeys round_keys(uint64_t seed) {
 // only, and a round then needs no masks and no moves between lanes.
 template <class P>
 SOPT_INLINE void philox_rounds(typename P::W (&c)[4], const RoundKeys& keys, int begin) {
-#pragma GCC unroll 10
+  SOPT_UNROLL
   for (int round = begin; round < 10; ++round) {
     const typename P::W p0 = P::multiply_wide(c[0], kPhilox0);
     const typename P::W p1 = P::multiply_wide(c[2], kPhilox1);

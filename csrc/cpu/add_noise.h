@@ -1,9 +1,8 @@
 // Kernels of add_noise: acc = decay * base; acc = fma(c_k, z_k, acc) for each seed; one rounding.
 #pragma once
-#include "../common/dtypes.h"
 #include "../common/noise.h"
 #include "kernels.h"
-#include "philox4x32.h"
+#include "rounding.h"
 
 namespace sopt {
 namespace {
@@ -17,23 +16,6 @@ struct Group {
   int terms;
   float decay;
 };
-
-// Loads count <= kLanes elements, the others zero.
-template <class P, class T>
-SOPT_INLINE typename P::F load_some(const T* from, int64_t count) {
-  if (count >= P::kLanes) return P::load(from);
-  T buffer[P::kLanes] = {};
-  if (count > 0) memcpy(buffer, from, size_t(count) * sizeof(T));
-  return P::load(buffer);
-}
-
-template <class P, class T>
-SOPT_INLINE void store_some(T* to, int64_t count, typename P::F value) {
-  if (count >= P::kLanes) return P::store(to, value);
-  T buffer[P::kLanes];
-  P::store(buffer, value);
-  if (count > 0) memcpy(to, buffer, size_t(count) * sizeof(T));
-}
 
 // One block of each lane gives 4 * kLanes elements; two packs at a time. One seed at a time: the
 // arithmetic takes so long that sums in the first-level cache cost nothing, and with no loop over
@@ -78,8 +60,8 @@ struct Gaussian {
   }
 
   template <class P, class From, class To>
-  static void add(const From* from, To* to, int64_t begin, int64_t end, uint64_t stream,
-                  const Group& group) {
+  [[gnu::noinline]] static void add(const From* from, To* to, int64_t begin, int64_t end,
+                                    uint64_t stream, const Group& group) {
     if (group.decay == 1.0f)
       loop<P>(from, to, begin, end, false, stream, group);
     else
@@ -92,50 +74,64 @@ struct Rademacher {
   static constexpr int kGroup = kMaxGroup;
 
   template <class P, class From, class To>
-  SOPT_INLINE void apply(const From* from, To* to, int64_t count, bool whole, uint64_t first,
-                         uint64_t stream, const Group& group) {
+  SOPT_INLINE void apply(const From* from, To* to, int64_t count, bool whole, bool decays,
+                         uint64_t first, uint64_t stream, const Group& group) {
     using F = typename P::F;
-    using U = typename P::U;
     constexpr int N = P::kLanes;
     alignas(64) uint32_t signs[kGroup][4 * N];
     for (int k = 0; k < group.terms; ++k) {
-      U words[4];
+      typename P::U words[4];
       block_words<P>(first, stream, group.keys[k], words);
       F rows[4];
       for (int j = 0; j < 4; ++j) rows[j] = P::float_of(words[j]);
       P::transpose(rows);
       memcpy(signs[k], rows, sizeof rows);
     }
-    U shift;  // brings the bit of each lane to the sign
-    for (int lane = 0; lane < N; ++lane) shift[lane] = uint32_t(31 - lane);
-    for (int word = 0; word < 4 * N && (whole || 32 * word < count); ++word)
+    for (int word = 0; word < 4 * N && (whole || 32 * word < count); ++word) {
+      const int64_t i = 32 * word;
+      F acc[32 / N];
       for (int part = 0; part < 32 / N; ++part) {
-        const int64_t i = 32 * word + part * N;
-        F acc = (whole ? P::load(from + i) : load_some<P>(from + i, count - i)) * group.decay;
-        for (int k = 0; k < group.terms; ++k) {
-          const U bits = U{} + signs[k][word];
-          const U sign = (bits << (shift - uint32_t(part * N))) & 0x80000000u;
-          // fma(c, +-1, acc) = acc +- c
-          acc += P::float_of(P::bits_of(P::splat(group.coefficients[k])) ^ sign);
-        }
-        whole ? P::store(to + i, acc) : store_some<P>(to + i, count - i, acc);
+        const int64_t j = i + part * N;
+        acc[part] = whole ? P::load(from + j) : load_some<P>(from + j, count - j);
+        if (decays) acc[part] = acc[part] * group.decay;
       }
+      for (int k = 0; k < group.terms; ++k) {
+        const F c = P::splat(group.coefficients[k]);
+#pragma GCC unroll 8
+        for (int part = 0; part < 32 / N; ++part)  // fma(c, +-1, acc) = acc +- c
+          acc[part] += P::negate_where(c, signs[k][word], part);
+      }
+      for (int part = 0; part < 32 / N; ++part) {
+        const int64_t j = i + part * N;
+        whole ? P::store(to + j, acc[part]) : store_some<P>(to + j, count - j, acc[part]);
+      }
+    }
   }
 
   template <class P, class From, class To>
-  static void add(const From* from, To* to, int64_t begin, int64_t end, uint64_t stream,
-                  const Group& group) {
+  SOPT_INLINE void loop(const From* from, To* to, int64_t begin, int64_t end, bool decays,
+                        uint64_t stream, const Group& group) {
     constexpr int64_t kChunk = 128 * P::kLanes;
     for (; begin + kChunk <= end; begin += kChunk, from += kChunk, to += kChunk)
-      apply<P>(from, to, kChunk, true, uint64_t(begin) / 128, stream, group);
-    if (begin < end) apply<P>(from, to, end - begin, false, uint64_t(begin) / 128, stream, group);
+      apply<P>(from, to, kChunk, true, decays, uint64_t(begin) / 128, stream, group);
+    if (begin < end)
+      apply<P>(from, to, end - begin, false, decays, uint64_t(begin) / 128, stream, group);
+  }
+
+  template <class P, class From, class To>
+  [[gnu::noinline]] static void add(const From* from, To* to, int64_t begin, int64_t end,
+                                    uint64_t stream, const Group& group) {
+    if (group.decay == 1.0f)
+      loop<P>(from, to, begin, end, false, stream, group);
+    else
+      loop<P>(from, to, begin, end, true, stream, group);
   }
 };
 
-SOPT_INLINE Group group_of(const Sum& sum, int64_t first, int64_t most) {
+SOPT_INLINE Group group_of(const Sum& sum, int64_t first, int64_t last, float decay) {
   Group group;
-  group.terms = int(sum.terms - first < most ? sum.terms - first : most);
-  group.decay = first == 0 ? sum.decay : 1.0f;
+  group.terms = int(last - first);
+  group.decay = decay;
   for (int k = 0; k < group.terms; ++k) {
     group.keys[k] = round_keys(sum.seeds[first + k]);
     group.coefficients[k] = sum.coefficients[first + k];
@@ -143,25 +139,54 @@ SOPT_INLINE Group group_of(const Sum& sum, int64_t first, int64_t most) {
   return group;
 }
 
+// to = decay * from + terms [first, last), rounded to nearest, or as `rounding_seed` says. Of at
+// most one tile of elements if they are more than a group, or if there is a rounding seed.
+template <class P, class Noise, class From, class To>
+SOPT_INLINE void add_terms(const From* from, To* to, int64_t begin, int64_t end, uint64_t stream,
+                           const Sum& sum, int64_t first, int64_t last,
+                           const uint64_t* rounding_seed) {
+  constexpr int64_t K = Noise::kGroup;
+  if (rounding_seed == nullptr && last - first <= K) {
+    const Group group = group_of(sum, first, last, sum.decay);
+    return last > first ? Noise::template add<P>(from, to, begin, end, stream, group)
+                        : Rademacher::add<P>(from, to, begin, end, stream, group);  // decay alone
+  }
+  alignas(64) float tile[kTile];  // the sums between groups, in the first-level cache
+  int64_t k = first + K < last ? first + K : last;
+  const Group group = group_of(sum, first, k, sum.decay);
+  if (k > first)
+    Noise::template add<P>(from, tile, begin, end, stream, group);
+  else
+    Rademacher::add<P>(from, tile, begin, end, stream, group);
+  for (; k + K < last; k += K)
+    Noise::template add<P>(tile, tile, begin, end, stream, group_of(sum, k, k + K, 1.0f));
+  if (rounding_seed == nullptr)
+    return Noise::template add<P>(tile, to, begin, end, stream, group_of(sum, k, last, 1.0f));
+  if (k < last)
+    Noise::template add<P>(tile, tile, begin, end, stream, group_of(sum, k, last, 1.0f));
+  if constexpr (sizeof(To) < sizeof(float))
+    round_tile<P>(tile, to, begin, end, stream, *rounding_seed);
+}
+
 // Cost: 2 * sizeof(T) bytes of memory per element whatever the number of seeds.
 template <class P, class Noise, class T>
 void add_noise(const void* base, void* out, int64_t begin, int64_t end, uint64_t stream,
                const Sum& sum) {
-  constexpr int64_t K = Noise::kGroup;
   const T* from = static_cast<const T*>(base) + begin;
   T* to = static_cast<T*>(out) + begin;
-  if (sum.terms == 0)  // no noise of any kind: decay alone
-    return Rademacher::add<P>(from, to, begin, end, stream, group_of(sum, 0, K));
-  if (sum.terms <= K)
-    return Noise::template add<P>(from, to, begin, end, stream, group_of(sum, 0, K));
-  float tile[kTile];  // the sums between groups, in the first-level cache
+  const uint64_t* rounding = sizeof(T) < sizeof(float) ? sum.rounding_seeds : nullptr;
+  if (sum.rounds == 0 && rounding == nullptr && sum.terms <= Noise::kGroup)
+    return add_terms<P, Noise>(from, to, begin, end, stream, sum, 0, sum.terms, nullptr);
   for (; begin < end; begin += kTile, from += kTile, to += kTile) {
     const int64_t stop = begin + kTile < end ? begin + kTile : end;
-    Noise::template add<P>(from, tile, begin, stop, stream, group_of(sum, 0, K));
-    int64_t k = K;
-    for (; k + K < sum.terms; k += K)
-      Noise::template add<P>(tile, tile, begin, stop, stream, group_of(sum, k, K));
-    Noise::template add<P>(tile, to, begin, stop, stream, group_of(sum, k, K));
+    const T* source = from;
+    for (int64_t r = 0, first = 0; r <= sum.rounds; ++r) {
+      const int64_t last = r < sum.rounds ? sum.round_after[r] : sum.terms;
+      add_terms<P, Noise>(source, to, begin, stop, stream, sum, first, last,
+                          rounding == nullptr ? nullptr : rounding + r);
+      source = to;
+      first = last;
+    }
   }
 }
 

@@ -11,7 +11,9 @@
 #endif
 #include "add_noise.h"
 #include "box_muller.h"
+#include "int8.h"
 #include "philox4x32.h"
+#include "restore_accumulate.h"
 
 namespace sopt {
 
@@ -20,6 +22,10 @@ const Kernels SOPT_KERNELS = {
       add_noise<Pack, Gaussian, float16>},
      {add_noise<Pack, Rademacher, float>, add_noise<Pack, Rademacher, bfloat16>,
       add_noise<Pack, Rademacher, float16>}},
+    {noise_tile<Pack, Gaussian>, noise_tile<Pack, Rademacher>},
+    {add_scaled<Pack, float>, add_scaled<Pack, bfloat16>, add_scaled<Pack, float16>},
+    {perturb_int8<Pack, Gaussian>, perturb_int8<Pack, Rademacher>},
+    {update_int8<Pack, Gaussian>, update_int8<Pack, Rademacher>},
     philox4x32_10_rows<Pack>,
     box_muller_pairs<Pack>,
 };

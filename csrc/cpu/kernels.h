@@ -2,14 +2,35 @@
 #pragma once
 #include <cstdint>
 
+#include "sopt.h"
+
 namespace sopt {
 
-// sum_k coefficients[k] z(seeds[k]), added to decay times what was there.
+// sum_k coefficients[k] z(seeds[k]), added to decay times what was there. After the first
+// round_after[r] terms, r < rounds, the sum is rounded to the dtype and decays again.
 struct Sum {
   const uint64_t* seeds;
   const float* coefficients;
   int64_t terms;
   float decay;
+  const int64_t* round_after;
+  int64_t rounds;
+  const uint64_t* rounding_seeds;  // rounds + 1 of them; null: to nearest
+};
+
+static inline Sum sum_of(const uint64_t* seeds, const float* coefficients, int64_t terms) {
+  return {seeds, coefficients, terms, 1.0f, nullptr, 0, nullptr};
+}
+
+// codes += SR(sum_n coefficients[n] delta(seeds[n], eps)), see sopt_update_int8_cpu.
+struct CodeUpdate {
+  const uint64_t* seeds;
+  const uint64_t* delta_rounding_seeds;
+  const float* coefficients;
+  int64_t terms;
+  float eps;
+  int headroom;
+  uint64_t rounding_seed;
 };
 
 // Ranges of elements that kernels are called on begin at a multiple of this: a whole number of
@@ -20,6 +41,13 @@ struct Kernels {
   // Elements [begin, end) of one tensor; by kind and dtype.
   void (*add_noise[2][3])(const void* base, void* out, int64_t begin, int64_t end, uint64_t stream,
                           const Sum& sum);
+  void (*noise_tile[2])(float* tile, int64_t begin, int64_t end, uint64_t stream, uint64_t seed);
+  void (*add_scaled[3])(const void* base, void* out, int64_t begin, int64_t end, const float* z,
+                        float coefficient);
+  void (*perturb_int8[2])(const sopt_codes& x, int64_t begin, int64_t end, const Sum& sum,
+                          int headroom, uint64_t rounding_seed);
+  int64_t (*update_int8[2])(const sopt_codes& x, int64_t begin, int64_t end,
+                            const CodeUpdate& update);
   void (*philox4x32_10)(const uint32_t* counters, int64_t n, uint64_t key, uint32_t* words);
   void (*box_muller)(const uint32_t* words, int64_t pairs, float* samples);
 };

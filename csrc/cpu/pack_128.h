@@ -25,11 +25,19 @@ struct Pack {
   SOPT_INLINE U bits_of(F x) { return (U)x; }
   SOPT_INLINE F float_of(U x) { return (F)x; }
   SOPT_INLINE I signed_of(U x) { return (I)x; }
+  SOPT_INLINE U unsigned_of(I x) { return (U)x; }
   SOPT_INLINE F to_float(I x) { return __builtin_convertvector(x, F); }
+  SOPT_INLINE I to_int(F x) { return __builtin_convertvector(x, I); }  // towards zero
   // Which lanes have the bit set; the complement of these lanes; x in them, y in the others.
   SOPT_INLINE M test(U x, uint32_t bit) { return (x & bit) != 0u; }
   SOPT_INLINE U flip(M m, U x) { return x ^ (U)m; }
   SOPT_INLINE F select(M m, F x, F y) { return m ? x : y; }
+  // x, negated in the lanes i for which bit kLanes * part + i is set.
+  SOPT_INLINE F negate_where(F x, uint32_t bits, int part) {
+    const U shift =
+        U{31, 30, 29, 28} - uint32_t(kLanes * part);  // brings the bit of each lane to the sign
+    return (F)((U)x ^ (((U{} + bits) << shift) & 0x80000000u));
+  }
   // The exponent of x > 0 as a number, and x scaled by a power of two to [1, 2).
   SOPT_INLINE F exponent(F x) { return to_float((I)(((U)x >> 23) - 127u)); }
   SOPT_INLINE F mantissa(F x) { return (F)(((U)x & 0x7FFFFFu) | 0x3F800000u); }

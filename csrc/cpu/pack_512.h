@@ -20,11 +20,17 @@ struct Pack {
   SOPT_INLINE U bits_of(F x) { return (U)x; }
   SOPT_INLINE F float_of(U x) { return (F)x; }
   SOPT_INLINE I signed_of(U x) { return (I)x; }
+  SOPT_INLINE U unsigned_of(I x) { return (U)x; }
   SOPT_INLINE F to_float(I x) { return _mm512_cvtepi32_ps((__m512i)x); }
+  SOPT_INLINE I to_int(F x) { return (I)_mm512_cvttps_epi32(x); }  // towards zero
   // The exponent of x > 0 as a number, and x scaled by a power of two to [1, 2).
   SOPT_INLINE F exponent(F x) { return _mm512_getexp_ps(x); }
   SOPT_INLINE F mantissa(F x) {
     return _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero);
+  }
+  // x, negated in the lanes i for which bit kLanes * part + i is set.
+  SOPT_INLINE F negate_where(F x, uint32_t bits, int part) {
+    return _mm512_mask_xor_ps(x, __mmask16(bits >> (kLanes * part)), x, splat(-0.0f));
   }
   // Which lanes have the bit set; the complement of these lanes; x in them, y in the others.
   SOPT_INLINE M test(U x, uint32_t bit) {

@@ -5,7 +5,9 @@
  * Functions return SOPT_OK or an error code; sopt_last_error() then explains it. Arguments are
  * checked before anything is written.
  *
- * `*_cpu` functions are in libsopt_cpu and take host pointers.
+ * `*_cpu` functions are in libsopt_cpu and take host pointers. `*_cuda` functions are in
+ * libsopt_cuda, which needs libsopt_cpu: they take device pointers where not said otherwise, and
+ * launch on a cudaStream_t, `stream`, of the current device, without waiting for anything.
  */
 #ifndef SOPT_H
 #define SOPT_H
@@ -25,7 +27,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a signature, a code or the meaning of an argument changes. */
-#define SOPT_ABI_VERSION 1
+#define SOPT_ABI_VERSION 2
 
 typedef enum {
   SOPT_OK = 0,
@@ -64,6 +66,14 @@ SOPT_API sopt_status sopt_set_parallel_for(sopt_parallel_for parallel_for);
 SOPT_API const char* sopt_cpu_level(void);
 SOPT_API sopt_status sopt_set_cpu_level(const char* level);
 
+/* ---- CUDA ----------------------------------------------------------------------------- */
+
+/* Whether this machine's driver can run libsopt_cuda; the other functions do not ask again. */
+SOPT_API sopt_status sopt_cuda_check(void);
+
+/* Where an array lies that may be in either memory. */
+typedef enum { SOPT_HOST = 0, SOPT_DEVICE = 1 } sopt_memory;
+
 /* ---- noise ---------------------------------------------------------------------------- */
 
 /* Noise, version 1: z = noise(seed, stream, index) is a pure function, the same bits on every
@@ -81,8 +91,14 @@ typedef enum { SOPT_GAUSSIAN = 0, SOPT_RADEMACHER = 1 } sopt_noise;
 SOPT_API sopt_status sopt_philox4x32_10_cpu(const uint32_t* counters, int64_t n,
                                             const uint32_t* key, uint32_t* words);
 
+/* The same; `key` is in host memory. */
+SOPT_API sopt_status sopt_philox4x32_10_cuda(const uint32_t* counters, int64_t n,
+                                             const uint32_t* key, uint32_t* words, void* stream);
+
 /* The samples 2 i, 2 i + 1 of SOPT_GAUSSIAN from the words 2 i, 2 i + 1, for i < pairs. */
 SOPT_API sopt_status sopt_box_muller_cpu(const uint32_t* words, int64_t pairs, float* samples);
+SOPT_API sopt_status sopt_box_muller_cuda(const uint32_t* words, int64_t pairs, float* samples,
+                                          void* stream);
 
 /* One tensor of a list. `out` may be `base` itself, but no `out` may overlap anything else. */
 typedef struct {
@@ -96,10 +112,71 @@ typedef struct {
 /* out = base * decay + sum over k < terms of coefficients[k] z(seeds[k], stream, i), for each
  * element i of each of the `count` tensors: one pass, one read and one write of each element.
  * acc = float32(base) * decay; acc = fma(coefficients[k], z_k, acc) in the order of k; then one
- * rounding to the dtype, to nearest even. */
+ * rounding to the dtype.
+ * round_after: `rounds` increasing counts of terms in [1, terms): after so many, acc is rounded to
+ *   the dtype and multiplied by decay again, as if another call went on from there.
+ * rounding_seeds: NULL rounds to nearest, ties to even. Else rounds + 1 seeds, one per rounding,
+ *   in order, round stochastically: element i takes w = word i % 4 of block i / 4 under that seed
+ *   and the tensor's stream, u = (w >> 8) 2^-24, and goes to the neighbour away from zero if and
+ *   only if the fraction that is discarded is > u; past the largest finite value, to nearest. */
 SOPT_API sopt_status sopt_add_noise_cpu(const sopt_tensor* tensors, int64_t count,
                                         const uint64_t* seeds, const float* coefficients,
-                                        int64_t terms, sopt_noise kind, float decay);
+                                        int64_t terms, sopt_noise kind, float decay,
+                                        const int64_t* round_after, int64_t rounds,
+                                        const uint64_t* rounding_seeds);
+
+/* The same bits, without round_after and to nearest. The array `tensors` is in host memory; `seeds`
+ * and `coefficients` may be in either, but arrays in host memory have at most SOPT_MAX_HOST_TERMS
+ * items. All arrays in host memory have been read on return; one launch serves up to 512 tensors,
+ * of any dtypes. */
+#define SOPT_MAX_HOST_TERMS 256
+SOPT_API sopt_status sopt_add_noise_cuda(const sopt_tensor* tensors, int64_t count,
+                                         const uint64_t* seeds, sopt_memory seeds_memory,
+                                         const float* coefficients, sopt_memory coefficients_memory,
+                                         int64_t terms, sopt_noise kind, float decay, void* stream);
+
+/* In one pass over `count` pairs of tensors, with the stream of params and z = z(*seed, stream, i):
+ * params: out = fma(*restore_coefficient, z, base); grads: out = fma(*grad_coefficient, z, base);
+ * in float32, rounded to the dtype of each, to nearest even. */
+SOPT_API sopt_status sopt_restore_accumulate_cpu(const sopt_tensor* params,
+                                                 const sopt_tensor* grads, int64_t count,
+                                                 const uint64_t* seed,
+                                                 const float* restore_coefficient,
+                                                 const float* grad_coefficient, sopt_noise kind);
+
+/* ---- int8 codes ------------------------------------------------------------------------ */
+
+/* One tensor of a list: codes of `rows` equal rows, each with a scale > 0. */
+typedef struct {
+  int8_t* codes;
+  const float* scales;
+  int64_t numel;
+  int64_t rows;
+  uint64_t stream;
+} sopt_codes;
+
+/* codes += delta, modulo 256, for each element i of each of the `count` tensors, with
+ *   v = (sum over k < terms of coefficients[k] z(seeds[k], stream, i)) / scales[row],
+ *   delta = sgn(v) min(floor(|v| + u), headroom), row = i / (numel / rows),
+ * the sum by fma in the order of k from 0, a float32 division, and u = (w >> 8) 2^-24 with
+ * w = word i % 4 of block i / 4 under *rounding_seed and the stream. So the opposite coefficients
+ * undo a call to the last bit, and codes within 127 - headroom never wrap. headroom: 1 .. 64. */
+SOPT_API sopt_status sopt_perturb_int8_cpu(const sopt_codes* tensors, int64_t count,
+                                           const uint64_t* seeds, const float* coefficients,
+                                           int64_t terms, sopt_noise kind, int64_t headroom,
+                                           const uint64_t* rounding_seed);
+
+/* codes = clamp(codes + sgn(s) floor(|s| + u), +-(127 - headroom)), with
+ *   s = sum over n < terms of coefficients[n] delta_n, by fma in the order of n from 0,
+ * where delta_n is what sopt_perturb_int8_cpu adds for the one term (seeds[n], *eps) and the
+ * rounding seed delta_rounding_seeds[n], and u is of *rounding_seed. Adds to *clamped how many
+ * codes were clamped; without terms, that is all it does. */
+SOPT_API sopt_status sopt_update_int8_cpu(const sopt_codes* tensors, int64_t count,
+                                          const uint64_t* seeds,
+                                          const uint64_t* delta_rounding_seeds,
+                                          const float* coefficients, int64_t terms,
+                                          const float* eps, sopt_noise kind, int64_t headroom,
+                                          const uint64_t* rounding_seed, int64_t* clamped);
 
 #ifdef __cplusplus
 }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -11,18 +10,17 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ..._arguments import (
+    Coefficients,
+    Seeds,
     Streams,
-    check_decay,
-    check_kind,
     check_tensors,
     check_writable,
-    stream_bits,
+    sum_of,
     tensors_of,
-    terms_of,
 )
-from ..._registry import Op, register
+from ..._registry import Op, register, triton_body
 from ..._samples import noise_samples
-from .native import add_noise_cpu
+from .native import add_noise_cpu, add_noise_cuda
 from .reference import add_noise_ as _reference
 
 Params = TypeVar("Params", Tensor, Sequence[Tensor])
@@ -30,12 +28,15 @@ Params = TypeVar("Params", Tensor, Sequence[Tensor])
 
 def add_noise_(
     params: Params,
-    seeds: int | Sequence[int] | Tensor,
-    coefficients: float | Sequence[float] | Tensor,
+    seeds: Seeds,
+    coefficients: Coefficients,
     *,
     streams: Streams,
     kind: str = "gaussian",
     decay: float = 1.0,
+    round_after: Sequence[int] = (),
+    rounding: str = "nearest",
+    rounding_seed: Seeds | None = None,
 ) -> Params:
     r"""Add a sum of K reproducible noise tensors to each parameter, in place, in one pass.
 
@@ -62,6 +63,16 @@ def add_noise_(
             :func:`stream_id` turns into one.
         kind: ``"gaussian"``: standard normal. ``"rademacher"``: -1 or +1.
         decay: Factor of ``p``, for weight decay: ``1 - lr * weight_decay``. Rounded to float32.
+        round_after: Increasing counts in [1, K - 1]: after so many seeds the sum is rounded to
+            the dtype and decays again. So the replay of many steps in bfloat16 is one pass, with
+            the bits that a call for each step leaves.
+        rounding: ``"nearest"``: ties to even. ``"stochastic"``: to the neighbour away from zero
+            where the fraction that is discarded is > u, ``u = (w >> 8) 2^-24``, with word i % 4 of
+            block i // 4 of the generator under the rounding seed and the tensor's stream; so the
+            mean is exact, and updates below half an ulp are not lost. Past the largest finite
+            value to nearest. float32 needs no rounding.
+        rounding_seed: With stochastic rounding, one generator key per rounding, of which there
+            are ``len(round_after) + 1``.
 
     Returns:
         ``params`` itself. An empty list and empty tensors are no-ops.
@@ -75,7 +86,8 @@ def add_noise_(
     Source:
         Perturbation from a stored seed: Malladi et al., "Fine-Tuning Language Models with Just
         Forward Passes" (MeZO), 2023. Generator: Salmon et al., "Parallel random numbers: as easy
-        as 1, 2, 3", SC'11. Gaussian: Box & Muller, Ann. Math. Stat. 29(2), 1958.
+        as 1, 2, 3", SC'11. Gaussian: Box & Muller, Ann. Math. Stat. 29(2), 1958. Stochastic
+        rounding: Gupta et al., "Deep Learning with Limited Numerical Precision", ICML 2015.
 
     Example:
         >>> w = torch.zeros(3)
@@ -85,13 +97,12 @@ def add_noise_(
     tensors = tensors_of("params", params)
     check_tensors("params", tensors)
     check_writable("params", tensors)
-    check_kind(kind)
-    check_decay(decay)
-    streams = stream_bits(streams, len(tensors))
+    terms = sum_of(
+        tensors, seeds, coefficients, streams, kind, decay, round_after, rounding, rounding_seed
+    )
     if not tensors:
         return params
-    seeds, coefficients = terms_of(seeds, coefficients, tensors[0].device)
-    torch.ops.sopt.add_noise_.default(tensors, seeds, coefficients, streams, kind, decay)
+    torch.ops.sopt.add_noise_.default(tensors, *terms)
     increment_version(tensors)  # else a backward that saved one would use the new values in silence
     return params
 
@@ -132,14 +143,7 @@ def noise(
     return add_noise_(torch.zeros(shape, device=device), seed, 1.0, streams=stream, kind=kind)
 
 
-def _fake(
-    params: list[Tensor],
-    seeds: Tensor,
-    coefficients: Tensor,
-    streams: list[int],
-    kind: str,
-    decay: float,
-) -> None:
+def _fake(params: list[Tensor], *terms: object) -> None:
     check_tensors("params", params)
 
 
@@ -148,25 +152,17 @@ def _samples(device):
         yield tensors, *rest
 
 
-def _triton() -> Callable | None:
-    if importlib.util.find_spec("triton") is None:
-        return None
-    from .triton_kernel import add_noise_ as launcher
-
-    return launcher
-
-
 register(
     Op(
         name="add_noise_",
         schema=(
             "(Tensor(a!)[] params, Tensor seeds, Tensor coefficients, int[] streams, str kind, "
-            "float decay) -> ()"
+            "float decay, int[] round_after, Tensor? rounding_seeds) -> ()"
         ),
         reference=_reference,
         fake=_fake,
         samples=_samples,
-        native={"cpu": add_noise_cpu},
-        triton=_triton(),
+        native={"cpu": add_noise_cpu, "cuda": add_noise_cuda},
+        triton=triton_body(__name__, "add_noise_"),
     )
 )

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from ..._arguments import check_memory
+from ..._arguments import Sum
 from ..._reference import write_sum
 
 
-def add_noise_(
-    params: list[Tensor],
-    seeds: Tensor,
-    coefficients: Tensor,
-    streams: list[int],
-    kind: str,
-    decay: float,
-) -> None:
-    check_memory(params, params, coefficients)
-    write_sum(params, params, seeds, coefficients, streams, kind, decay)
+def add_noise_(params: list[Tensor], *terms: Any) -> None:
+    write_sum(params, params, Sum(*terms))

@@ -5,15 +5,12 @@ Of no use by itself: ``noise`` draws the words and makes the samples in one go.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ..._philox import MASK32
-from ..._registry import Op, register
-from .native import box_muller_cpu
+from ..._registry import Op, register, triton_body
+from .native import box_muller_cpu, box_muller_cuda
 from .reference import box_muller as _reference
 
 
@@ -28,14 +25,6 @@ def _samples(device):
         yield (bits[: 2 * pairs],)
 
 
-def _triton() -> Callable | None:
-    if importlib.util.find_spec("triton") is None:
-        return None
-    from .triton_kernel import box_muller as launcher
-
-    return launcher
-
-
 register(
     Op(
         name="box_muller",
@@ -43,7 +32,7 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
-        native={"cpu": box_muller_cpu},
-        triton=_triton(),
+        native={"cpu": box_muller_cpu, "cuda": box_muller_cuda},
+        triton=triton_body(__name__, "box_muller"),
     )
 )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..._registry import Op, register
-from .native import philox4x32_cpu
+from ..._registry import Op, register, triton_body
+from .native import philox4x32_cpu, philox4x32_cuda
 from .reference import philox4x32 as _reference
 
 
@@ -69,14 +68,6 @@ def _samples(device):
         yield counters[:rows], key
 
 
-def _triton() -> Callable | None:
-    if importlib.util.find_spec("triton") is None:
-        return None
-    from .triton_kernel import philox4x32 as launcher
-
-    return launcher
-
-
 register(
     Op(
         name="philox4x32",
@@ -84,7 +75,7 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
-        native={"cpu": philox4x32_cpu},
-        triton=_triton(),
+        native={"cpu": philox4x32_cpu, "cuda": philox4x32_cuda},
+        triton=triton_body(__name__, "philox4x32"),
     )
 )

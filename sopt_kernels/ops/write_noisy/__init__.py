@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -11,18 +10,18 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ..._arguments import (
+    Coefficients,
+    Seeds,
     Streams,
-    check_decay,
-    check_kind,
+    check_pairs,
     check_tensors,
     check_writable,
-    stream_bits,
+    sum_of,
     tensors_of,
-    terms_of,
 )
-from ..._registry import Op, register
+from ..._registry import Op, register, triton_body
 from ..._samples import noise_samples
-from .native import write_noisy_cpu
+from .native import write_noisy_cpu, write_noisy_cuda
 from .reference import write_noisy_ as _reference
 
 Tensors = TypeVar("Tensors", Tensor, Sequence[Tensor])
@@ -31,12 +30,15 @@ Tensors = TypeVar("Tensors", Tensor, Sequence[Tensor])
 def write_noisy_(
     out: Tensors,
     base: Tensors,
-    seeds: int | Sequence[int] | Tensor,
-    coefficients: float | Sequence[float] | Tensor,
+    seeds: Seeds,
+    coefficients: Coefficients,
     *,
     streams: Streams,
     kind: str = "gaussian",
     decay: float = 1.0,
+    round_after: Sequence[int] = (),
+    rounding: str = "nearest",
+    rounding_seed: Seeds | None = None,
 ) -> Tensors:
     r"""Write each base tensor plus a sum of K reproducible noise tensors to ``out``, in one pass.
 
@@ -52,7 +54,8 @@ def write_noisy_(
             does not matter.
         base: As many tensors, each of the shape, dtype and device of its ``out``; no ``out`` may
             overlap another tensor.
-        seeds, coefficients, streams, kind, decay: As in :func:`add_noise_`.
+        seeds, coefficients, streams, kind, decay, round_after, rounding, rounding_seed: As in
+            :func:`add_noise_`.
 
     Returns:
         ``out`` itself. Empty lists and empty tensors are no-ops.
@@ -73,14 +76,13 @@ def write_noisy_(
     outs, bases = tensors_of("out", out), tensors_of("base", base)
     _check(outs, bases)
     check_writable("out", outs)
-    check_kind(kind)
-    check_decay(decay)
-    streams = stream_bits(streams, len(outs))
+    terms = sum_of(
+        outs, seeds, coefficients, streams, kind, decay, round_after, rounding, rounding_seed
+    )
     if not outs:
         return out
-    seeds, coefficients = terms_of(seeds, coefficients, outs[0].device)
     bases = [x.detach() for x in bases]  # a base that requires grad is only read
-    torch.ops.sopt.write_noisy_.default(outs, bases, seeds, coefficients, streams, kind, decay)
+    torch.ops.sopt.write_noisy_.default(outs, bases, *terms)
     increment_version(outs)  # else a backward that saved one would use the new values in silence
     return out
 
@@ -88,25 +90,10 @@ def write_noisy_(
 def _check(outs: Sequence[Tensor], bases: Sequence[Tensor]) -> None:
     check_tensors("out", outs)
     check_tensors("base", bases)
-    if len(outs) != len(bases):
-        raise ValueError(f"out and base must be as many, got {len(outs)} and {len(bases)}")
-    for k, (x, b) in enumerate(zip(outs, bases, strict=True)):
-        if (x.shape, x.dtype, x.device) != (b.shape, b.dtype, b.device):
-            raise ValueError(
-                f"out[{k}] must have the shape, dtype and device of base[{k}], got "
-                f"{tuple(x.shape)} {x.dtype} {x.device} and {tuple(b.shape)} {b.dtype} {b.device}"
-            )
+    check_pairs("out", outs, "base", bases)
 
 
-def _fake(
-    out: list[Tensor],
-    base: list[Tensor],
-    seeds: Tensor,
-    coefficients: Tensor,
-    streams: list[int],
-    kind: str,
-    decay: float,
-) -> None:
+def _fake(out: list[Tensor], base: list[Tensor], *terms: object) -> None:
     _check(out, base)
 
 
@@ -115,25 +102,17 @@ def _samples(device):
         yield [torch.full_like(x, float("nan")) for x in tensors], tensors, *rest
 
 
-def _triton() -> Callable | None:
-    if importlib.util.find_spec("triton") is None:
-        return None
-    from .triton_kernel import write_noisy_ as launcher
-
-    return launcher
-
-
 register(
     Op(
         name="write_noisy_",
         schema=(
             "(Tensor(a!)[] out, Tensor[] base, Tensor seeds, Tensor coefficients, int[] streams, "
-            "str kind, float decay) -> ()"
+            "str kind, float decay, int[] round_after, Tensor? rounding_seeds) -> ()"
         ),
         reference=_reference,
         fake=_fake,
         samples=_samples,
-        native={"cpu": write_noisy_cpu},
-        triton=_triton(),
+        native={"cpu": write_noisy_cpu, "cuda": write_noisy_cuda},
+        triton=triton_body(__name__, "write_noisy_"),
     )
 )

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from ..._arguments import check_memory
+from ..._arguments import Sum
 from ..._reference import write_sum
 
 
-def write_noisy_(
-    out: list[Tensor],
-    base: list[Tensor],
-    seeds: Tensor,
-    coefficients: Tensor,
-    streams: list[int],
-    kind: str,
-    decay: float,
-) -> None:
-    check_memory(out, base, coefficients)
-    write_sum(out, base, seeds, coefficients, streams, kind, decay)
+def write_noisy_(out: list[Tensor], base: list[Tensor], *terms: Any) -> None:
+    write_sum(out, base, Sum(*terms))

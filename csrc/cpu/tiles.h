@@ -1,0 +1,63 @@
+// Lists of tensors cut into tiles: what the entry points of all ops on lists share.
+#pragma once
+#include <cinttypes>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace sopt {
+namespace {
+
+constexpr int64_t kGrain = 16;  // tiles per task, 32Ki elements; affects speed only
+
+template <class Tensor>
+int64_t tiles_of(const Tensor& tensor) {
+  return (tensor.numel + kTile - 1) / kTile;
+}
+
+// What every op on lists takes; `function` is the name of the caller.
+template <class Tensor>
+sopt_status check_list(const char* function, const Tensor* tensors, int64_t count, int64_t terms,
+                       sopt_noise kind) {
+  if (count < 0)
+    return sopt_fail(SOPT_INVALID_ARGUMENT, "%s: count must be >= 0, got %" PRId64, function,
+                     count);
+  if (terms < 0)
+    return sopt_fail(SOPT_INVALID_ARGUMENT, "%s: terms must be >= 0, got %" PRId64, function,
+                     terms);
+  if (kind != SOPT_GAUSSIAN && kind != SOPT_RADEMACHER)
+    return sopt_fail(SOPT_INVALID_ARGUMENT, "%s: unknown kind %d", function, int(kind));
+  for (int64_t i = 0; i < count; ++i)
+    if (tensors[i].numel < 0)
+      return sopt_fail(SOPT_INVALID_ARGUMENT,
+                       "%s: numel of tensor %" PRId64 " must be >= 0, got %" PRId64, function, i,
+                       tensors[i].numel);
+  return SOPT_OK;
+}
+
+inline sopt_status check_dtypes(const char* function, const sopt_tensor* tensors, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    if (tensors[i].dtype < SOPT_FLOAT32 || tensors[i].dtype > SOPT_FLOAT16)
+      return sopt_fail(SOPT_INVALID_ARGUMENT, "%s: unknown dtype %" PRId64 " of tensor %" PRId64,
+                       function, tensors[i].dtype, i);
+  return SOPT_OK;
+}
+
+// Calls body(i, begin, end) on ranges of elements of tensors i that cover them all, on several
+// threads; each begins at a multiple of kTile.
+template <class Tensor, class Body>
+sopt_status parallel_for_ranges(const Tensor* tensors, int64_t count, Body body) {
+  int64_t total = 0;
+  for (int64_t i = 0; i < count; ++i) total += tiles_of(tensors[i]);
+  return parallel_for(total, kGrain, [&](int64_t lo, int64_t hi) {
+    for (int64_t i = 0; hi > 0; ++i) {  // tiles count on from one tensor to the next
+      const int64_t tiles = tiles_of(tensors[i]);
+      if (lo < tiles) body(i, lo * kTile, hi < tiles ? hi * kTile : tensors[i].numel);
+      lo = lo > tiles ? lo - tiles : 0;
+      hi -= tiles;
+    }
+  });
+}
+
+}  // namespace
+}  // namespace sopt
