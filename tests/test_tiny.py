@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from transformers import CLIPTokenizer
 
@@ -68,6 +69,12 @@ def test_full_captions_fit_into_the_prompt_and_tell_scenes_apart(rng):
     for scene in scenes:
         # All attributes of a scene but the second colour of plain subjects' patterns are named.
         assert by_caption.setdefault(full_caption(scene), scene.labels()) == scene.labels()
+
+
+def test_the_bundled_pipeline_loads_in_one_dtype_without_being_told():
+    pipeline = StableDiffusionPipeline.from_pretrained(sopt.tiny.path())
+    for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        assert {weight.dtype for weight in module.parameters()} == {torch.float32}
 
 
 def test_one_caption_in_ten_is_empty(rng):

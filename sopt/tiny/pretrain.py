@@ -172,6 +172,10 @@ def main() -> None:
     fit_denoiser(pipe, "low", drawn, encoded, LOW_SIDES, work, LOW_STEPS, LOW_RATE)
     fit_denoiser(pipe, "high", drawn, encoded, HIGH_SIDES, work, HIGH_STEPS, HIGH_RATE)
     pipe.to(torch.float16).save_pretrained(model_path())
+    # The files' dtype. diffusers computes in float32 all the same unless told otherwise, but
+    # transformers in what its configuration says, and then the parts do not fit together.
+    config = model_path() / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
 
 
 if __name__ == "__main__":
