@@ -1,7 +1,8 @@
 """How much of backprop-high does the demo reach? ``python -m bench.demo_share [--json FILE]``.
 
 The demo, then a ``backprop-high`` run of as many steps on the same pictures, judged alike. The
-share is (after - before) / (backprop-high - before) of the subject score.
+share is (after - before) / (backprop-high - before) of the subject score, none where
+backprop-high gained nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def compare(seed: int, work: Path) -> dict[str, float]:
         "subject_before": before,
         "subject_after": after,
         "subject_backprop_high": scores.subject,
-        "share": (after - before) / (scores.subject - before),
+        "share": (after - before) / gained if (gained := scores.subject - before) > 0 else None,
         "prompt_before": figures["prompt_before"],
         "prompt_after": figures["prompt_after"],
         "prompt_backprop_high": scores.prompt,

@@ -1,4 +1,4 @@
-"""How the defaults of ``lr``, ``zo_lr``, ``eps`` and ``num_perturbations`` were chosen.
+"""What settings do on the bundled model: for choosing the rates and the perturbation.
 
 ``python -m bench.tune lr=3e-4,1e-3,3e-3 --method backprop-high --steps 400`` trains the bundled
 model with each combination of the settings named, on subjects that no other experiment uses, and

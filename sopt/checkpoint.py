@@ -62,6 +62,9 @@ class Checkpoint:
         text = metadata.get("content", "")
         if metadata.get("blake2b") != _digest(tensors, text):
             raise InputError(f"the checkpoint {path} is damaged: its checksum is wrong; {_REMEDY}")
+        content = json.loads(text)
+        if content.keys() != {"step", "settings", "skipped", "peaks", "weights"}:
+            raise InputError(f"the checkpoint {path} is of another version of sopt; {_REMEDY}")
         adapter: dict[str, Tensor] = {}
         optimizer: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
@@ -70,7 +73,15 @@ class Checkpoint:
                     adapter[parameter] = tensor
                 case ["optimizer", parameter, key]:
                     optimizer.setdefault(parameter, {})[key] = tensor
-        return cls(adapter=adapter, optimizer=optimizer, **json.loads(text))
+        return cls(adapter=adapter, optimizer=optimizer, **content)
+
+    def check_weights(self, weights: str) -> None:
+        """Raise InputError unless ``weights`` is the fingerprint of the U-Net of before."""
+        if weights != self.weights:
+            raise InputError(
+                "model: its UNet is not that of the run in the output folder; "
+                "use the model of before, or another output"
+            )
 
     @torch.no_grad()
     def restore(
@@ -81,11 +92,7 @@ class Checkpoint:
         Raises:
             InputError: ``weights`` is not the fingerprint of the U-Net of before.
         """
-        if weights != self.weights:
-            raise InputError(
-                "model: its UNet is not that of the run in the output folder; "
-                "use the model of before, or another output"
-            )
+        self.check_weights(weights)
         for name, parameter in adapter.items():
             parameter.copy_(self.adapter[name])
         state = {

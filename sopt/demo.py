@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .config import TrainConfig
 from .errors import InputError
-from .files import write_bytes
+from .files import check_writable, write_bytes
 from .sampling import generate, picture_grid, png_bytes
 from .tiny import judge
 from .tiny.drawings import draw
@@ -42,32 +43,40 @@ def demo(output: Path, seed: int = 0, steps: int | None = None) -> dict[str, Any
         steps: Training steps; ``STEPS`` if not given.
 
     Returns:
-        ``seconds``; ``peak_bytes`` by phase; ``subject_before``, ``subject_after``,
+        ``seconds``; ``peak_bytes`` of the run by phase; ``subject_before``, ``subject_after``,
         ``prompt_before``, ``prompt_after`` (scores of :mod:`sopt.tiny.judge`); ``subject`` in
         words; paths of ``grid`` and ``adapter``.
     """
     started = time.monotonic()
+    files = [output / "photos" / f"{number:02d}.png" for number in range(1, PHOTOS + 1)]
+    grid = output / "grid.png"
+    settings = {
+        "model": "tiny",
+        "images": [str(file) for file in files],
+        "prompt": "a sks subject",
+        "output": str(output / "run"),
+        "steps": STEPS if steps is None else steps,
+        "low_res_ratio": LOW_RES_RATIO,
+        "seed": seed,
+    }
+    TrainConfig.create(**settings)
+    check_writable(output)
+    if grid.exists() and not (output / "run").exists():
+        raise InputError(
+            f"output: {grid} is not of this demo, and is not overwritten: choose another folder"
+        )
     rng = np.random.default_rng(seed)
     subject = random_subject(rng)
     photos = draw_photos(subject, rng)
-    _write_photos(output / "photos", photos)
+    _write_photos(files, photos)
     prompt = f"a sks {subject.kind}"
-    run = train(
-        model="tiny",
-        images=str(output / "photos"),
-        prompt=prompt,
-        output=str(output / "run"),
-        steps=STEPS if steps is None else steps,
-        low_res_ratio=LOW_RES_RATIO,
-        seed=seed,
-    )
+    run = train(**settings | {"prompt": prompt})
     known = judge.reference(subject)
     before, after = score_adapter(None, subject, known), score_adapter(run.adapter, subject, known)
     rows, labels = [photos], [f"{PHOTOS} pictures of a new subject"]
     for when, scores in (("before", before), ("after", after)):
         rows += [scores.plain[:SHOWN], scores.placed]
         labels += [f"{when}: {prompt}", f"{when}: ... {', '.join(PLACES.values())}"]
-    grid = output / "grid.png"
     write_bytes(grid, png_bytes(picture_grid(rows, labels)))
     return {
         "seconds": time.monotonic() - started,
@@ -88,14 +97,14 @@ def draw_photos(subject: Subject, rng: np.random.Generator) -> list[Image.Image]
     return [draw(place(subject, rng, BACKGROUNDS[i])) for i in places]
 
 
-def _write_photos(folder: Path, photos: list[Image.Image]) -> None:
-    files = {folder / f"{k:02d}.png": png_bytes(photo) for k, photo in enumerate(photos, start=1)}
-    for file, content in files.items():
+def _write_photos(files: list[Path], photos: list[Image.Image]) -> None:
+    contents = dict(zip(files, map(png_bytes, photos), strict=True))
+    for file, content in contents.items():
         if file.exists() and file.read_bytes() != content:
             raise InputError(
                 f"output: {file} is another picture, and is not overwritten: choose another folder"
             )
-    for file, content in files.items():
+    for file, content in contents.items():
         write_bytes(file, content)
 
 

@@ -8,6 +8,7 @@ diffusers, transformers and peft.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,14 @@ class Model:
     def vae_factor(self) -> int:
         """Pixels per latent element along a side: 8 for the published models."""
         return 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+
+    @property
+    def side_multiple(self) -> int:
+        """Sides of pictures that can be drawn are multiples of this, in pixels.
+
+        Of the VAE's factor, and of 8 because the pipelines of diffusers draw no others.
+        """
+        return math.lcm(self.vae_factor, 8)
 
     @property
     def native_resolution(self) -> int:

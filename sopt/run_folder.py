@@ -75,8 +75,10 @@ class RunFolder:
                 "choose another folder, or resume='auto' to continue"
             )
         if self.config.exists():
-            # The pictures are compared by content, below: they may have moved.
-            self._check_same({**read_yaml(self.config), "images": settings["images"]}, settings)
+            # The pictures are compared by content, below: they may have moved. So is what else
+            # only the checkpoint knows.
+            known = {**settings, **read_yaml(self.config), "images": settings["images"]}
+            self._check_same(known, settings)
         if not self.checkpoint.exists():
             return None
         checkpoint = Checkpoint.load(self.checkpoint)
@@ -107,12 +109,8 @@ class RunFolder:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def finished(self, checkpoint: Checkpoint | None, steps: int) -> bool:
-        return (
-            checkpoint is not None
-            and checkpoint.step == steps
-            and all(file.exists() for file in self.results)
-        )
+    def finished(self, checkpoint: Checkpoint, steps: int) -> bool:
+        return checkpoint.step == steps and all(file.exists() for file in self.results)
 
     def run(self, config: TrainConfig) -> Run:
         """The result of a run that is finished."""

@@ -60,7 +60,8 @@ def generate(
         num_images: How many, of seeds ``seed``, ``seed + 1``, ...
         batch_size: Drawn at once, in that many times the memory of one. A picture drawn together
             with others may differ from the one drawn alone in its last bits.
-        resolution: Side in pixels, a multiple of the VAE's factor; the model's own if not given.
+        resolution: Side in pixels, a multiple of the VAE's factor and of 8; the model's own if
+            not given.
         device: Where to draw; the GPU if there is one, if not given.
 
     Raises:
@@ -81,11 +82,12 @@ def generate(
 
     device = resolve_device(device)
     opened = open_model(model)
-    factor = opened.vae_factor
+    multiple = opened.side_multiple
     side = opened.native_resolution if resolution is None else resolution
-    if side < factor or side % factor:
+    if side < multiple or side % multiple:
         raise InputError(
-            f"resolution must be a positive multiple of the VAE's factor {factor}, got {resolution}"
+            f"resolution must be a positive multiple of {multiple} (of the VAE's factor, and of 8 "
+            f"in diffusers), got {resolution}"
         )
     pipeline = opened.pipeline()
     if file is not None:

@@ -7,6 +7,7 @@ Phases, each with no more in memory than it needs: load and cache (text encoder,
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import signal
 import threading
@@ -76,9 +77,13 @@ def train(**settings: Any) -> Run:
     model = open_model(config.model)
     config = _resolve(config, model)
     identity = config.bits() | {"images": picture_fingerprint(pictures)}
+    if callable(config.schedule):
+        identity["schedule_values"] = _schedule_fingerprint(config, model.num_train_timesteps)
     with contextlib.closing(RunFolder(config.output)) as folder:
         previous = folder.previous(identity, config.resume)
-        if not folder.finished(previous, config.steps):
+        if previous is not None and folder.finished(previous, config.steps):
+            previous.check_weights(fingerprint(model.load_unet()))
+        else:
             check_writable(config.output)
             _run(config, model, pictures, folder, identity)
         return folder.run(config)
@@ -171,12 +176,13 @@ def _optimize(
             entry = {"step": i, "branch": branch, "timestep": t, "p_zo": p_zo, **outcome}
             history.append({**entry, "seconds": seconds})
             _show(progress, branch, outcome["loss"], memory)
-            if i % config.checkpoint_every == 0 or i == config.steps or interrupted.is_set():
+            stop = interrupted.is_set()
+            if i % config.checkpoint_every == 0 or i == config.steps or stop:
                 history.flush()
                 state = optimizer_state(adapter, optimizer)
                 checkpoint = Checkpoint(i, identity, skipped, memory.peaks, weights, adapter, state)
                 checkpoint.save(folder.checkpoint)
-            if interrupted.is_set():
+            if stop:
                 raise KeyboardInterrupt
     if any(skipped.values()):
         logger.warning(
@@ -224,10 +230,11 @@ def _resolve(config: TrainConfig, model: Model) -> TrainConfig:
     """The settings with device and resolution filled in and checked against the model."""
     factor, smallest = model.vae_factor, model.smallest_resolution
     resolution = model.native_resolution if config.resolution is None else config.resolution
-    if resolution % factor or resolution < smallest:
+    multiple = model.side_multiple
+    if resolution % multiple or resolution < smallest:
         raise InputError(
-            f"resolution must be a multiple of the VAE's factor {factor} and at least {smallest}, "
-            f"got {resolution}"
+            f"resolution must be a multiple of {multiple} (of the VAE's factor, and of 8 in "
+            f"diffusers) and at least {smallest}, got {resolution}"
         )
     config = replace(config, device=resolve_device(config.device), resolution=resolution)
     low = config.low_resolution
@@ -240,19 +247,20 @@ def _resolve(config: TrainConfig, model: Model) -> TrainConfig:
             + " or ".join(f"{side / resolution:g} (side {side})" for side in fitting)
             + " would fit"
         )
-    if callable(config.schedule):
-        _check_callable(config, model.num_train_timesteps)
     return config
 
 
-def _check_callable(config: TrainConfig, num_timesteps: int) -> None:
-    """Ask a schedule of the user's for every step of the run, before long work."""
+def _schedule_fingerprint(config: TrainConfig, num_timesteps: int) -> str:
+    """What a schedule of the user's says to every step of the run, checked before long work."""
     schedule = make_schedule(config.schedule, config.steps, num_timesteps)
+    digest = hashlib.blake2b(digest_size=16)
     for i in range(1, config.steps + 1):
         t = integer(seed64(config.seed, i, 0, Tag.TIMESTEP), 0, num_timesteps)
         p_zo = schedule(i, t)
         if not isinstance(p_zo, (int, float)) or not 0 <= p_zo <= 1:
             raise InputError(f"schedule({i}, {t}) must be a number in [0, 1], got {p_zo!r}")
+        digest.update(f"{float(p_zo)!r}\n".encode())
+    return digest.hexdigest()
 
 
 def _sides(config: TrainConfig) -> list[int]:

@@ -219,7 +219,7 @@ def test_bad_input_is_one_line_and_writes_nothing(workplace, case, capsys):
         (["--rank", "0"], r"rank must be .* got 0"),
         (["--steps", "0"], r"steps must be .* got 0"),
         (["--steps", "-5"], r"steps must be .* got -5"),
-        (["--resolution", "30"], r"resolution must be a multiple of the VAE's factor 4"),
+        (["--resolution", "30"], r"resolution must be a multiple of 8 "),
         (["--low_res_ratio", "0"], r"low_res_ratio must be in \(0, 1\], got '0'"),
         (["--low_res_ratio", "0.01"], r"low_res_ratio=0\.01 makes pictures of"),
     ],

@@ -118,6 +118,19 @@ def test_another_model_under_the_same_name_is_refused(settings, at_loss, micro_f
         sopt.train(**settings)
     save_file(tensors, weights)
     assert len(sopt.train(**settings).history) == 4
+    save_file({name: tensor * 1.001 for name, tensor in tensors.items()}, weights)
+    with pytest.raises(InputError, match="UNet is not that of the run in the output folder"):
+        sopt.train(**settings)  # nor is a finished run's result passed off as another model's
+
+
+def test_schedules_are_compared_by_what_they_say(settings):
+    def constant(share):
+        return lambda step, timestep: share
+
+    sopt.train(**settings | {"schedule": constant(0.0)})
+    sopt.train(**settings | {"schedule": constant(0.0)})
+    with pytest.raises(InputError, match="schedule_values"):
+        sopt.train(**settings | {"schedule": constant(1.0)})
 
 
 def test_two_runs_at_once_do_not_share_a_folder(settings):

@@ -132,6 +132,24 @@ def test_the_demo_does_not_overwrite_other_pictures(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"seed": -1}, {"seed": 2**64}])
+def test_the_demo_checks_its_settings_before_it_draws(tmp_path, bad):
+    from sopt.demo import demo
+
+    with pytest.raises(InputError, match=next(iter(bad))):
+        demo(tmp_path / "demo", **bad)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_the_demo_does_not_overwrite_another_grid(tmp_path):
+    from sopt.demo import demo
+
+    (tmp_path / "grid.png").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"grid\.png is not of this demo"):
+        demo(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["grid.png"]
+
+
 @pytest.mark.slow
 def test_the_demo_teaches_the_model_its_subject(tmp_path):
     from sopt.demo import PHOTOS, demo

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..files import save_tensors
 from . import path as model_path
 from .architecture import build_pipeline
 from .drawings import SIDE, draw
@@ -55,7 +56,7 @@ def pictures(work: Path, drawn: list[Scene]) -> Tensor:
         images = np.empty((len(drawn), SIDE, SIDE, 3), np.uint8)
         for i, scene in enumerate(tqdm(drawn, desc="draw", mininterval=5)):
             images[i] = np.asarray(draw(scene))
-        save_file({"pictures": torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()}, file)
+        save_tensors(file, {"pictures": torch.from_numpy(images).permute(0, 3, 1, 2)}, {})
     return load_file(file)["pictures"]
 
 
@@ -98,7 +99,7 @@ def latents(pipe: StableDiffusionPipeline, data: Tensor, side: int, work: Path) 
         rows = []
         for chunk in tqdm(data.split(256), desc=f"encode {side}", mininterval=5):
             rows.append(pipe.vae.encode(resized(to_unit(chunk), side)).latent_dist.mean)
-        save_file({"latents": torch.cat(rows)}, file)
+        save_tensors(file, {"latents": torch.cat(rows)}, {})
     return load_file(file)["latents"] * pipe.vae.config.scaling_factor
 
 
