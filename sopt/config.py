@@ -75,7 +75,7 @@ class TrainConfig:
     resolution: int | None = field(
         default=None,
         metadata=_help(
-            "side of the training pictures in pixels, a multiple of the VAE's factor; "
+            "side of the training pictures in pixels, a multiple of the VAE's factor and 8; "
             "the model's own if not given"
         ),
     )

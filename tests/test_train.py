@@ -308,6 +308,6 @@ def test_low_resolution_is_not_checked_where_it_is_not_used(settings, quick):
 
 
 def test_sides_that_the_levels_do_not_divide_train(settings, quick, losses):
-    # 24 pixels are 6 latents and 3 at the second level; 28 are 7 and 4.
-    sopt.train(**settings | {"resolution": 28, "low_res_ratio": 24 / 28})
-    assert {sample.latents.shape[-1] for _, sample in losses} == {6, 7}
+    # 28 pixels are 7 latents, and 4 at the second level; 40 are 10 and 5.
+    sopt.train(**settings | {"resolution": 40, "low_res_ratio": 28 / 40})
+    assert {sample.latents.shape[-1] for _, sample in losses} == {7, 10}
