@@ -84,6 +84,7 @@ def train(**settings: Any) -> Run:
         if previous is not None and folder.finished(previous, config.steps):
             previous.check_weights(fingerprint(model.load_unet()))
         else:
+            del previous  # else its tensors would be in memory all along
             check_writable(config.output)
             _run(config, model, pictures, folder, identity)
         return folder.run(config)
@@ -131,6 +132,7 @@ def _optimize(
         previous.restore(adapter, optimizer, weights)
         start, skipped = previous.step, dict(previous.skipped)
         memory.peaks |= {k: max(v, memory.peaks.get(k, 0)) for k, v in previous.peaks.items()}
+        del previous
     write_text(folder.config, config.to_yaml())
 
     def bp_low(i: int, t: int) -> dict[str, Any]:
