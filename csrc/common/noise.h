@@ -50,39 +50,35 @@ SOPT_INLINE typename P::F radius(typename P::U w) {
   return P::sqrt(P::fma(polynomial<P>(g, kLog), g * g, linear));
 }
 
-// Cosine and sine of a = 2 pi (w + 1/2) 2^-32.
+// r cos(a) and r sin(a), a = 2 pi (w + 1/2) 2^-32.
 template <class P>
-SOPT_INLINE void cosine_and_sine(typename P::U w, typename P::F& cosine, typename P::F& sine) {
+SOPT_INLINE void polar(typename P::F r, typename P::U w, typename P::F& x, typename P::F& y) {
   using F = typename P::F;
   using U = typename P::U;
   constexpr float kPi4High = 0x1.921fb6p-1f, kPi4Low = -0x1.777a5cp-26f;
   constexpr float kSin[] = {-0x1.4abbbep-4f, 0x1.465facp-9f, -0x1.2db5c8p-15f};
   constexpr float kCos[] = {-0x1.3bd3ccp-2f, 0x1.03c1b0p-6f, -0x1.55b2b2p-12f, 0x1.d4f47ap-19f};
   // The nearest multiple of pi / 2 in the top two bits, the rest exactly, in units of pi / 4:
-  // octants 2q - 1 and 2q belong to quadrant q, with x in (-1, 0) and (0, 1).
+  // octants 2q - 1 and 2q belong to quadrant q, with t in (-1, 0) and (0, 1).
   const U quadrant = w + 0x20000000u;
   const F turn = P::to_float(P::signed_of((w << 2) | 2u));
-  const F x = P::float_of(P::bits_of(turn) - (31u << 23));  // times 2^-31: turn is never 0
-  const F y = x * x;
-  const F low = P::fma(y, polynomial<P>(y, kSin), P::splat(kPi4Low));
-  const F s = P::fma(x, P::splat(kPi4High), x * low);
-  const F c = P::fma(y, polynomial<P>(y, kCos), P::splat(1.0f));
+  const F t = P::float_of(P::bits_of(turn) - (31u << 23));  // times 2^-31: turn is never 0
+  const F tt = t * t;
+  const F low = P::fma(tt, polynomial<P>(tt, kSin), P::splat(kPi4Low));
+  const F s = P::fma(t, P::splat(kPi4High), t * low);
+  const F c = P::fma(tt, polynomial<P>(tt, kCos), P::splat(1.0f));
+  // Quadrants 0 to 3 have (cos a, sin a) = (c, s), (-s, c), (-c, -s), (s, -c).
   const auto odd = P::test(quadrant, 0x40000000u);
-  const U cosine_sign = (quadrant + 0x40000000u) & 0x80000000u;
-  const U sine_sign = quadrant & 0x80000000u;
-  cosine = P::float_of(P::bits_of(P::select(odd, s, c)) ^ cosine_sign);
-  sine = P::float_of(P::bits_of(P::select(odd, c, s)) ^ sine_sign);
+  const F signed_r = P::float_of(P::bits_of(r) ^ (quadrant & 0x80000000u));
+  x = signed_r * P::select(odd, -s, c);
+  y = signed_r * P::select(odd, c, s);
 }
 
 // The two samples of the words (w0, w1): Box & Muller, Ann. Math. Stat. 29(2), 1958.
 template <class P>
 SOPT_INLINE void box_muller(typename P::U w0, typename P::U w1, typename P::F& z0,
                             typename P::F& z1) {
-  const typename P::F r = radius<P>(w0);
-  typename P::F cosine, sine;
-  cosine_and_sine<P>(w1, cosine, sine);
-  z0 = r * cosine;
-  z1 = r * sine;
+  polar<P>(radius<P>(w0), w1, z0, z1);
 }
 
 }  // namespace sopt

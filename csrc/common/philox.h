@@ -40,14 +40,14 @@ SOPT_INLINE void philox_rounds(typename P::W (&c)[4], const RoundKeys& keys, int
 }
 
 // The words of the counters (low, high, stream low, stream high), of which `low` alone differs
-// between lanes: half of the first two rounds is then the same in all of them.
+// between lanes: half of the first two rounds is then the same in all of them. `p0` is
+// kPhilox0 * low, which for consecutive counters is a sum.
 template <class P>
-SOPT_INLINE void philox4x32_10(typename P::W low, uint32_t high, uint64_t stream,
+SOPT_INLINE void philox4x32_10(typename P::W p0, uint32_t high, uint64_t stream,
                                const RoundKeys& keys, typename P::W (&c)[4]) {
   const uint64_t p1 = uint64_t{kPhilox1} * uint32_t(stream);
   const uint64_t c0 = (p1 >> 32) ^ high ^ keys.low[0];
   const uint64_t q0 = uint64_t{kPhilox0} * uint32_t(c0);
-  const typename P::W p0 = P::multiply_wide(low, kPhilox0);
   const typename P::W c2 = (p0 >> 32) ^ ((stream >> 32) ^ keys.high[0]);
   const typename P::W q1 = P::multiply_wide(c2, kPhilox1);
   c[0] = (q1 >> 32) ^ (uint32_t(p1) ^ keys.low[1]);

@@ -17,30 +17,35 @@ struct Group {
   float decay;
 };
 
-// One block of each lane gives 4 * kLanes elements; two packs at a time. One seed at a time: the
-// arithmetic takes so long that sums in the first-level cache cost nothing, and with no loop over
-// seeds inside, its constants stay in registers.
+// Four packs of 64-bit lanes at a time, of which each lane gives a block of 4 elements. One seed at
+// a time: the arithmetic takes so long that sums in the first-level cache cost nothing, and with no
+// loop over seeds inside, its constants stay in registers.
+//
+// Of 128 samples on Zen 4, 416 vector instructions of 512 bits take 261 cycles. It starts two a
+// cycle at best, 208; as many independent ones of the same kinds take 213. The multiplications,
+// integer and floating, share half of its units: 196. By hand, in instructions of fixed order
+// without spills: 255; with whole words in 32-bit lanes: 258; in 256-bit instructions: 299.
 struct Gaussian {
   static constexpr int kGroup = 1;
 
-  // The elements of `words`; count of them if not `whole`. Both flags are constants when inlined.
+  template <class P>
+  using Four = Twice<Twice<P>>;
+
+  // The elements of the words given; count of them if not `whole`. Both flags are constants when
+  // inlined.
   template <class P, class From, class To>
   SOPT_INLINE void apply(const From* from, To* to, int64_t count, bool whole, bool decays,
-                         const Two<typename P::U> (&words)[4], const Group& group) {
-    using Q = Twice<Twice<P>>;
+                         typename Four<P>::U even, typename Four<P>::U odd, const Group& group) {
     using F = typename P::F;
     constexpr int N = P::kLanes;
-    typename Q::F even, odd;
-    box_muller<Q>({words[0], words[2]}, {words[1], words[3]}, even, odd);
-    F z[2][4] = {{even.a.a, odd.a.a, even.b.a, odd.b.a}, {even.a.b, odd.a.b, even.b.b, odd.b.b}};
-    P::transpose(z[0]);
-    P::transpose(z[1]);
-    for (int j = 0; j < 8; ++j) {
+    typename Four<P>::F cosines, sines;
+    box_muller<Four<P>>(even, odd, cosines, sines);
+    for_each_pack<P>(cosines, sines, [&](int j, F z) SOPT_LAMBDA {
       F acc = whole ? P::load(from + j * N) : load_some<P>(from + j * N, count - j * N);
       if (decays) acc = acc * group.decay;
-      acc = P::fma(P::splat(group.coefficients[0]), z[j / 4][j % 4], acc);
+      acc = P::fma(P::splat(group.coefficients[0]), z, acc);
       whole ? P::store(to + j * N, acc) : store_some<P>(to + j * N, count - j * N, acc);
-    }
+    });
   }
 
   // The words of the next packs are computed beside the samples of these: the integer
@@ -49,14 +54,16 @@ struct Gaussian {
   SOPT_INLINE void loop(const From* from, To* to, int64_t begin, int64_t end, bool decays,
                         uint64_t stream, const Group& group) {
     constexpr int64_t kChunk = 8 * P::kLanes;
-    Two<typename P::U> words[4], next[4];
-    block_words<P>(uint64_t(begin) / 4, stream, group.keys[0], words);
+    typename Four<P>::U even, odd, next_even, next_odd;
+    block_words<Four<P>>(uint64_t(begin) / 4, stream, group.keys[0], even, odd);
     for (; begin + kChunk <= end; begin += kChunk, from += kChunk, to += kChunk) {
-      block_words<P>(uint64_t(begin + kChunk) / 4, stream, group.keys[0], next);
-      apply<P>(from, to, kChunk, true, decays, words, group);
-      for (int j = 0; j < 4; ++j) words[j] = next[j];
+      block_words<Four<P>>(uint64_t(begin + kChunk) / 4, stream, group.keys[0], next_even,
+                           next_odd);
+      apply<P>(from, to, kChunk, true, decays, even, odd, group);
+      even = next_even;
+      odd = next_odd;
     }
-    if (begin < end) apply<P>(from, to, end - begin, false, decays, words, group);
+    if (begin < end) apply<P>(from, to, end - begin, false, decays, even, odd, group);
   }
 
   template <class P, class From, class To>
@@ -80,12 +87,11 @@ struct Rademacher {
     constexpr int N = P::kLanes;
     alignas(64) uint32_t signs[kGroup][4 * N];
     for (int k = 0; k < group.terms; ++k) {
-      typename P::U words[4];
-      block_words<P>(first, stream, group.keys[k], words);
-      F rows[4];
-      for (int j = 0; j < 4; ++j) rows[j] = P::float_of(words[j]);
-      P::transpose(rows);
-      memcpy(signs[k], rows, sizeof rows);
+      typename Twice<P>::U even, odd;
+      block_words<Twice<P>>(first, stream, group.keys[k], even, odd);
+      for_each_pack<P>(Twice<P>::float_of(even), Twice<P>::float_of(odd),
+                       [&](int j, F words)
+                           SOPT_LAMBDA { memcpy(signs[k] + j * N, &words, sizeof words); });
     }
     for (int word = 0; word < 4 * N && (whole || 32 * word < count); ++word) {
       const int64_t i = 32 * word;

@@ -67,18 +67,18 @@ struct Pack {
 #endif
   }
   SOPT_INLINE W xor3(W a, W b, uint64_t c) { return a ^ b ^ c; }
-  // Which block each lane holds, even lanes and odd lanes, so that transpose() puts them in order.
-  SOPT_INLINE W even_blocks() { return W{0, 2}; }
-  SOPT_INLINE W odd_blocks() { return W{1, 3}; }
+  // Which block each 64-bit lane holds, so that zip() puts elements in order.
+  SOPT_INLINE W blocks() { return W{0, 1}; }
   // The low halves of both, interleaved.
   SOPT_INLINE U interleave(W even, W odd) {
     const U e = (U)even, o = (U)odd;
     return U{e[0], o[0], e[2], o[2]};
   }
-  // Rows j = word of a block, lane = block, to consecutive elements.
-  SOPT_INLINE void transpose(F (&z)[4]) {
-    const F a = z[0], b = z[1], c = z[2], d = z[3];
-    for (int i = 0; i < 4; ++i) z[i] = F{a[i], b[i], c[i], d[i]};
+  // Even and odd words of blocks to consecutive elements.
+  SOPT_INLINE void zip(F& even, F& odd) {
+    const F a = even, b = odd;
+    even = F{a[0], b[0], a[1], b[1]};
+    odd = F{a[2], b[2], a[3], b[3]};
   }
 
   SOPT_INLINE F load(const float* from) {

@@ -44,22 +44,17 @@ struct Pack {
     return (W)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(m));
   }
   SOPT_INLINE W xor3(W a, W b, uint64_t c) { return a ^ b ^ c; }
-  // Which block each lane holds, even lanes and odd lanes, so that transpose() puts them in order.
-  SOPT_INLINE W even_blocks() { return W{0, 4, 1, 5}; }
-  SOPT_INLINE W odd_blocks() { return W{2, 6, 3, 7}; }
+  // Which block each 64-bit lane holds, so that zip() puts elements in order.
+  SOPT_INLINE W blocks() { return W{0, 2, 1, 3}; }
   // The low halves of both, interleaved.
   SOPT_INLINE U interleave(W even, W odd) {
     return (U)_mm256_blend_epi32((__m256i)even, (__m256i)(odd << 32), 0xAA);
   }
-  // Rows j = word of a block, lane = block, to consecutive elements: four by four in each
-  // 128-bit part, of which part L takes the blocks 2 i + L.
-  SOPT_INLINE void transpose(F (&z)[4]) {
-    const F a = _mm256_unpacklo_ps(z[0], z[1]), b = _mm256_unpackhi_ps(z[0], z[1]);
-    const F c = _mm256_unpacklo_ps(z[2], z[3]), d = _mm256_unpackhi_ps(z[2], z[3]);
-    z[0] = _mm256_shuffle_ps(a, c, 0x44);
-    z[1] = _mm256_shuffle_ps(a, c, 0xEE);
-    z[2] = _mm256_shuffle_ps(b, d, 0x44);
-    z[3] = _mm256_shuffle_ps(b, d, 0xEE);
+  // Even and odd words of blocks to consecutive elements.
+  SOPT_INLINE void zip(F& even, F& odd) {
+    const F low = _mm256_unpacklo_ps(even, odd);
+    odd = _mm256_unpackhi_ps(even, odd);
+    even = low;
   }
 
   SOPT_INLINE F load(const float* from) { return _mm256_loadu_ps(from); }

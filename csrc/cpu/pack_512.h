@@ -51,22 +51,17 @@ struct Pack {
     return (W)_mm512_ternarylogic_epi64((__m512i)a, (__m512i)b, _mm512_set1_epi64(int64_t(c)),
                                         0x96);
   }
-  // Which block each lane holds, even lanes and odd lanes, so that transpose() puts them in order.
-  SOPT_INLINE W even_blocks() { return W{0, 8, 1, 9, 2, 10, 3, 11}; }
-  SOPT_INLINE W odd_blocks() { return W{4, 12, 5, 13, 6, 14, 7, 15}; }
+  // Which block each 64-bit lane holds, so that zip() puts elements in order.
+  SOPT_INLINE W blocks() { return W{0, 4, 1, 5, 2, 6, 3, 7}; }
   // The low halves of both, interleaved.
   SOPT_INLINE U interleave(W even, W odd) {
     return (U)_mm512_mask_shuffle_epi32((__m512i)even, 0xAAAA, (__m512i)odd, _MM_PERM_CCAA);
   }
-  // Rows j = word of a block, lane = block, to consecutive elements: four by four in each
-  // 128-bit part, of which part L takes the blocks 4 i + L.
-  SOPT_INLINE void transpose(F (&z)[4]) {
-    const F a = _mm512_unpacklo_ps(z[0], z[1]), b = _mm512_unpackhi_ps(z[0], z[1]);
-    const F c = _mm512_unpacklo_ps(z[2], z[3]), d = _mm512_unpackhi_ps(z[2], z[3]);
-    z[0] = _mm512_shuffle_ps(a, c, 0x44);
-    z[1] = _mm512_shuffle_ps(a, c, 0xEE);
-    z[2] = _mm512_shuffle_ps(b, d, 0x44);
-    z[3] = _mm512_shuffle_ps(b, d, 0xEE);
+  // Even and odd words of blocks to consecutive elements.
+  SOPT_INLINE void zip(F& even, F& odd) {
+    const F low = _mm512_unpacklo_ps(even, odd);
+    odd = _mm512_unpackhi_ps(even, odd);
+    even = low;
   }
 
   SOPT_INLINE F load(const float* from) { return _mm512_loadu_ps(from); }

@@ -6,27 +6,17 @@
 namespace sopt {
 namespace {
 
-// words[j] = word j of the blocks first + 0 .. kLanes - 1, in the lanes that P::transpose expects.
-// `first` is a multiple of kLanes, so that the blocks have the high word in common.
+// Words 0 and 2, and words 1 and 3, of the blocks first + 0 .. kLanes / 2 - 1, each block in two
+// lanes side by side, in the order that P::zip expects. `first` is a multiple of kLanes / 2, so
+// that the blocks have the high word in common.
 template <class P>
 SOPT_INLINE void block_words(uint64_t first, uint64_t stream, const RoundKeys& keys,
-                             typename P::U (&words)[4]) {
-  const Two<typename P::W> low = {P::even_blocks() + first, P::odd_blocks() + first};
-  Two<typename P::W> c[4];
-  philox4x32_10<Twice<P>>(low, uint32_t(first >> 32), stream, keys, c);
-  for (int j = 0; j < 4; ++j) words[j] = P::interleave(c[j].a, c[j].b);
-}
-
-// The same of two packs: `first` is a multiple of 2 * kLanes.
-template <class P>
-SOPT_INLINE void block_words(uint64_t first, uint64_t stream, const RoundKeys& keys,
-                             Two<typename P::U> (&words)[4]) {
-  const Two<typename P::W> low = {P::even_blocks() + first, P::odd_blocks() + first};
-  Two<Two<typename P::W>> c[4];
-  philox4x32_10<Twice<Twice<P>>>({low, low + uint64_t{P::kLanes}}, uint32_t(first >> 32), stream,
-                                 keys, c);
-  for (int j = 0; j < 4; ++j)
-    words[j] = {P::interleave(c[j].a.a, c[j].a.b), P::interleave(c[j].b.a, c[j].b.b)};
+                             typename P::U& even, typename P::U& odd) {
+  const typename P::W p0 = P::blocks() * uint64_t{kPhilox0} + uint64_t{kPhilox0} * uint32_t(first);
+  typename P::W c[4];
+  philox4x32_10<P>(p0, uint32_t(first >> 32), stream, keys, c);
+  even = P::interleave(c[0], c[2]);
+  odd = P::interleave(c[1], c[3]);
 }
 
 // words[i] = Philox(counters[i]), rows of four.

@@ -28,23 +28,20 @@ SOPT_INLINE void store_some(T* to, int64_t count, typename P::F value) {
 template <class P, class Body>
 SOPT_INLINE void for_each_words(int64_t begin, int64_t count, uint64_t stream, uint64_t seed,
                                 Body body) {
+  using Q = Twice<Twice<P>>;
   constexpr int64_t N = P::kLanes;
   const RoundKeys keys = round_keys(seed);
   for (int64_t i = 0; i < count; i += 8 * N) {
-    Two<typename P::U> words[4];
-    block_words<P>(uint64_t(begin + i) / 4, stream, keys, words);
-    typename P::F rows[2][4];
-    for (int j = 0; j < 4; ++j) {
-      rows[0][j] = P::float_of(words[j].a);
-      rows[1][j] = P::float_of(words[j].b);
-    }
-    P::transpose(rows[0]);
-    P::transpose(rows[1]);
-    if (i + 8 * N <= count)
-      for (int64_t j = 0; j < 8; ++j) body(i + j * N, N, P::bits_of(rows[j / 4][j % 4]));
-    else
-      for (int64_t j = 0; i + j * N < count; ++j)
-        body(i + j * N, count - i - j * N, P::bits_of(rows[j / 4][j % 4]));
+    typename Q::U even, odd;
+    block_words<Q>(uint64_t(begin + i) / 4, stream, keys, even, odd);
+    for_each_pack<P>(Q::float_of(even), Q::float_of(odd),
+                     [&](int j, typename P::F words) SOPT_LAMBDA {
+                       const int64_t at = i + j * N;
+                       if (i + 8 * N <= count)
+                         body(at, N, P::bits_of(words));
+                       else if (at < count)
+                         body(at, count - at, P::bits_of(words));
+                     });
   }
 }
 

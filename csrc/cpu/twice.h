@@ -37,6 +37,11 @@ SOPT_TWO(<<)
 SOPT_TWO(>>)
 #undef SOPT_TWO
 
+template <class T>
+SOPT_INLINE Two<T> operator-(Two<T> x) {
+  return {-x.a, -x.b};
+}
+
 template <class P>
 struct Twice {
   using F = Two<typename P::F>;
@@ -44,6 +49,7 @@ struct Twice {
   using I = Two<typename P::I>;
   using W = Two<typename P::W>;
   using M = Two<typename P::M>;
+  static constexpr int kLanes = 2 * P::kLanes;
 
   SOPT_INLINE F splat(float x) { return {P::splat(x), P::splat(x)}; }
   SOPT_INLINE W splat_wide(uint64_t x) { return {P::splat_wide(x), P::splat_wide(x)}; }
@@ -64,7 +70,23 @@ struct Twice {
     return {P::multiply_wide(x.a, m), P::multiply_wide(x.b, m)};
   }
   SOPT_INLINE W xor3(W x, W y, uint64_t z) { return {P::xor3(x.a, y.a, z), P::xor3(x.b, y.b, z)}; }
+  SOPT_INLINE W blocks() { return {P::blocks(), P::blocks() + uint64_t{P::kLanes / 2}}; }
+  SOPT_INLINE U interleave(W x, W y) { return {P::interleave(x.a, y.a), P::interleave(x.b, y.b)}; }
 };
+
+// Samples or words of consecutive blocks, the even and the odd ones of each: calls body(j, x) with
+// the packs x of consecutive elements, from j kLanes on.
+template <class P, class F, class Body>
+SOPT_INLINE void for_each_pack(F even, F odd, Body body, int j = 0) {
+  if constexpr (std::is_same<F, typename P::F>::value) {
+    P::zip(even, odd);
+    body(j, even);
+    body(j + 1, odd);
+  } else {
+    for_each_pack<P>(even.a, odd.a, body, j);
+    for_each_pack<P>(even.b, odd.b, body, j + int(sizeof(even.a) / sizeof(typename P::F)) * 2);
+  }
+}
 
 }  // namespace
 }  // namespace sopt

@@ -18,7 +18,8 @@ struct Gaussian {
       const int offset = i / V * V + i % V / 4;  // of the block
       uint64_t w[4];
       // A tile is whole counter blocks from a multiple of its size on: the low word cannot carry.
-      philox4x32_10<Lane>(uint32_t(first) + uint32_t(offset), uint32_t(first >> 32), stream, keys,
+      const uint32_t low = uint32_t(first) + uint32_t(offset);
+      philox4x32_10<Lane>(Lane::multiply_wide(low, kPhilox0), uint32_t(first >> 32), stream, keys,
                           w);
       float z0, z1, z2, z3;
       box_muller<Lane>(uint32_t(w[0]), uint32_t(w[1]), z0, z1);
@@ -39,7 +40,8 @@ struct Rademacher {
     static_assert(V <= 8, "the bits of an access of four threads must lie in one word");
     const uint64_t block = uint64_t(share.first) / 128;
     uint64_t w[4];
-    philox4x32_10<Lane>(uint32_t(block), uint32_t(block >> 32), stream, keys, w);
+    philox4x32_10<Lane>(Lane::multiply_wide(block, kPhilox0), uint32_t(block >> 32), stream, keys,
+                        w);
     const uint32_t shift = uint32_t(share.first) % 32;  // of the first access, the others agree
     uint32_t bits[4];
     SOPT_UNROLL
