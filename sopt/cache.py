@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .data import Picture, to_pixels
+from .data import Picture, square_crop, to_pixels
 from .memory import MemoryRecorder
 from .models import Model
+from .models.conditioning import Prompt, encode_prompts, time_ids
 from .steps.loss import Sample
 from .steps.seeds import Tag, integer, noise, seed64
 
-logger = logging.getLogger(__name__)
+VAE_DECODER = ("decoder", "post_quant_conv")  # not needed for encoding
 
 
 @dataclass(frozen=True)
-class LatentMoments:
-    """The VAE's posterior for one picture: latents are normal with this mean and deviation."""
+class EncodedPicture:
+    """A picture at one side: the VAE's posterior, normal with this mean and deviation."""
 
     mean: Tensor  # (1, channels, height, width) float32
     std: Tensor  # of the shape of mean
     scaling_factor: float
+    time_ids: Tensor | None  # (1, 6), for the models that take sizes
 
     def sample(self, noise: Tensor) -> Tensor:
         """``(mean + std * noise) * scaling_factor``: a latent sample as the U-Net expects it."""
@@ -35,21 +36,25 @@ class LatentMoments:
 class Cache:
     """What the steps draw from."""
 
-    prompt: Tensor  # (1, tokens, width) float32
-    moments: Mapping[int, list[LatentMoments]]  # of every picture, by side in pixels
+    prompt: Prompt
+    pictures: Mapping[int, list[EncodedPicture]]  # all of them, by side in pixels
 
     def draw(self, run_seed: int, step: int, timestep: int, side: int) -> Sample:
         """The sample of a step at one side: a picture, its latents, and the noise on them."""
-        pictures = self.moments[side]
-        moments = pictures[integer(seed64(run_seed, step, 0, Tag.IMAGE), 0, len(pictures))]
-        shape, device = tuple(moments.mean.shape), moments.mean.device
+        pictures = self.pictures[side]
+        picture = pictures[integer(seed64(run_seed, step, 0, Tag.IMAGE), 0, len(pictures))]
+        shape, device = tuple(picture.mean.shape), picture.mean.device
         latent_seed = seed64(run_seed, step, 0, Tag.VAE_LATENT)
         noise_seed = seed64(run_seed, step, 0, Tag.DIFFUSION_NOISE)
+        added = None
+        if self.prompt.pooled is not None and picture.time_ids is not None:
+            added = {"text_embeds": self.prompt.pooled, "time_ids": picture.time_ids}
         return Sample(
-            latents=moments.sample(noise(shape, latent_seed, "vae_latent", device)),
+            latents=picture.sample(noise(shape, latent_seed, "vae_latent", device)),
             noise=noise(shape, noise_seed, "diffusion_noise", device),
             timestep=timestep,
-            prompt=self.prompt,
+            prompt=self.prompt.tokens,
+            added=added,
         )
 
 
@@ -58,44 +63,43 @@ def build_cache(
     prompt: str,
     pictures: Sequence[Picture],
     sides: Sequence[int],
+    dtype: torch.dtype,
     memory: MemoryRecorder,
 ) -> Cache:
-    """Encode the prompt, then the pictures at each side; no encoder stays in memory."""
-    embedding = _encode_prompt(model, prompt, memory)
-    return Cache(embedding, _encode_pictures(model, pictures, sides, memory))
+    """Encode the prompt, then the pictures at each side; no encoder stays in memory.
 
-
-@torch.no_grad()
-def _encode_prompt(model: Model, prompt: str, memory: MemoryRecorder) -> Tensor:
-    """The embedding of the prompt, cut with a warning where it is too long, as diffusers does."""
-    tokenizer = model.tokenizer()
-    length = tokenizer.model_max_length
-    tokens = tokenizer(
-        prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
-    if len(tokenizer(prompt).input_ids) > length:
-        logger.warning("prompt %r is cut after the %d tokens that the model takes", prompt, length)
-    with memory.phase("load"):
-        text_encoder = model.load_text_encoder().to(memory.device)
-    with memory.phase("cache"):
-        mask = None
-        if getattr(text_encoder.config, "use_attention_mask", False):
-            mask = tokens.attention_mask.to(memory.device)
-        return text_encoder(tokens.input_ids.to(memory.device), attention_mask=mask)[0]
+    Args:
+        dtype: Of the text encoders' weights. The VAE's are float32: SDXL's overflows in float16,
+            and in bfloat16 its latents are off by more than a photo's noise.
+    """
+    encoded = encode_prompts(model, [prompt], dtype, memory)[prompt]
+    return Cache(encoded, _encode_pictures(model, pictures, sides, memory))
 
 
 @torch.no_grad()
 def _encode_pictures(
     model: Model, pictures: Sequence[Picture], sides: Sequence[int], memory: MemoryRecorder
-) -> dict[int, list[LatentMoments]]:
+) -> dict[int, list[EncodedPicture]]:
     with memory.phase("load"):
-        vae = model.load_vae().to(memory.device)
-    moments: dict[int, list[LatentMoments]] = {}
+        vae = model.load("vae", device=memory.device, dropped=VAE_DECODER)
+    encoded: dict[int, list[EncodedPicture]] = {side: [] for side in sides}
     with memory.phase("cache"):
-        for side in sides:
-            moments[side] = []
-            for picture in pictures:
-                posterior = vae.encode(to_pixels(picture.image, side).to(memory.device)).latent_dist
-                mean = posterior.mean.clone()  # it is half of a tensor that would stay alive
-                moments[side].append(LatentMoments(mean, posterior.std, vae.config.scaling_factor))
-    return moments
+        for picture in pictures:
+            image = picture.image
+            for side in sides:
+                posterior = vae.encode(to_pixels(image, side).to(memory.device)).latent_dist
+                sizes = None
+                if model.takes_sizes:
+                    left, top, edge = square_crop(image)
+                    crop = (round(top * side / edge), round(left * side / edge))
+                    sizes = time_ids((image.height, image.width), crop, side).to(memory.device)
+                encoded[side].append(
+                    EncodedPicture(
+                        mean=posterior.mean.clone(),  # half of a tensor that would stay alive
+                        std=posterior.std,
+                        scaling_factor=vae.config.scaling_factor,
+                        time_ids=sizes,
+                    )
+                )
+                del posterior
+    return encoded

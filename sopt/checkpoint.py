@@ -106,11 +106,18 @@ class Checkpoint:
 def fingerprint(module: torch.nn.Module) -> str:
     """A name for a network: BLAKE2b over names, shapes and ``SAMPLED`` values of its weights.
 
+    With or without an adapter of ours in it, the name is that of the frozen weights.
+
     The values are spread over each tensor: reading all of several GiB would take seconds, and
     training a network changes every one of its tensors.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for name, weight in sorted(module.named_parameters()):
+    weights = {
+        name.replace(".base_layer.", "."): weight
+        for name, weight in module.named_parameters()
+        if not weight.requires_grad
+    }
+    for name, weight in sorted(weights.items()):
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
         flat = weight.detach().reshape(-1)
         digest.update(flat[:: max(1, len(flat) // SAMPLED)].float().cpu().numpy().tobytes())

@@ -23,7 +23,7 @@ MIB = 2**20
 
 GENERATE_HELP = {
     "prompt": "text to draw, with the word that stands for the subject: 'a sks dog on the beach'",
-    "model": "'tiny' (bundled), a diffusers folder or a hub id",
+    "model": "'tiny' (bundled), a diffusers folder, a .safetensors file or a hub id",
     "adapter": "a run's folder, or a LoRA file of diffusers or kohya",
     "seed": "seed of the first picture; the next has the next seed",
     "steps": "denoising steps",
@@ -34,6 +34,8 @@ GENERATE_HELP = {
     "batch_size": "pictures drawn at once: faster, in that many times the memory",
     "resolution": "side in pixels; the model's own if not given",
     "device": "where to draw: cpu, cuda; the GPU if there is one, if not given",
+    "weights": "dtype of text encoders and U-Net: float32, bfloat16 or float16",
+    "low_memory": "true: halves of guidance one after the other, and large pictures in tiles",
 }
 
 
@@ -211,13 +213,19 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
         text = GENERATE_HELP[name]
         if parameter.default not in (parameter.empty, None):
             text += f" (default: {parameter.default})"
-        types = {"int": int, "float": float}
+        types = {"int": int, "float": float, "bool": _boolean}
         parser.add_argument(
             f"--{name}",
             metavar=name.upper(),
             type=types.get(str(parameter.annotation).removesuffix(" | None"), str),
             help=text,
         )
+
+
+def _boolean(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
+    return text == "true"
 
 
 def _add_demo_options(parser: argparse.ArgumentParser) -> None:

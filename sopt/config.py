@@ -20,6 +20,7 @@ METHODS = ("selective", "backprop-high", "backprop-low", "zeroth-order")
 SCHEDULES = ("dtap", "tap", "random", "reversed")
 NOISES = ("gaussian", "rademacher")
 RESUME = ("auto", "never")
+WEIGHTS = ("float32", "bfloat16", "float16")
 
 # The methods that are the selective trainer with a constant schedule and a resolution.
 _IMPLIED: dict[str, dict[str, float]] = {
@@ -64,7 +65,8 @@ class TrainConfig:
     model: Any = field(
         default="tiny",
         metadata=_help(
-            "'tiny' (bundled), a diffusers folder, a hub id, or a loaded StableDiffusionPipeline"
+            "'tiny' (bundled), a diffusers folder, a single .safetensors file, a hub id, a loaded "
+            "pipeline, or for benchmarks 'random:sd15' (sd21-base, sd21, sdxl, ssd1b)"
         ),
     )
     method: str = field(default="selective", metadata=_help(f"one of {', '.join(METHODS)}"))
@@ -80,6 +82,17 @@ class TrainConfig:
         ),
     )
     rank: int = field(default=4, metadata=_help("rank of the LoRA adapter, at least 1"))
+    weights: str | None = field(
+        default=None,
+        metadata=_help(
+            f"how the frozen weights are stored: {', '.join(WEIGHTS)}; bfloat16, and float32 where "
+            "the processor has no bfloat16 instructions, if not given"
+        ),
+    )
+    checkpointing: bool = field(
+        default=True,
+        metadata=_help("recompute activations in backprop instead of keeping them"),
+    )
     schedule: str | float | Callable[[int, int], float] = field(
         default="dtap",
         metadata=_help(
@@ -223,6 +236,10 @@ def _checked(name: str, value: Any) -> Any:
             return _number(name, value)
         case "schedule":
             return _schedule(value)
+        case "weights":
+            return None if value is None else _choice(name, value, WEIGHTS)
+        case "checkpointing":
+            return _boolean(name, value)
         case "device":
             if value is not None and not isinstance(value, str):
                 raise InputError(f"device must be a name such as 'cpu' or 'cuda', got {value!r}")
@@ -254,6 +271,14 @@ def _choice(name: str, value: Any, known: Sequence[str]) -> str:
 def _integer(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value < high:
         raise InputError(f"{name} must be a whole number in [{low}, {high}), got {value!r}")
+    return value
+
+
+def _boolean(name: str, value: Any) -> bool:
+    known = {"true": True, "false": False}
+    value = known.get(str(value).lower(), value)
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be true or false, got {value!r}")
     return value
 
 

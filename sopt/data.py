@@ -87,13 +87,18 @@ def to_pixels(image: Image.Image, resolution: int) -> torch.Tensor:
         >>> to_pixels(Image.new("RGB", (30, 20), "white"), 8).shape
         torch.Size([1, 3, 8, 8])
     """
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+    left, top, side = square_crop(image)
     square = image.convert("RGB").resize(
         (resolution, resolution), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
     )
     values = torch.from_numpy(np.array(square, dtype=np.float32))  # (height, width, 3)
     return values.div_(127.5).sub_(1).permute(2, 0, 1)[None].contiguous()
+
+
+def square_crop(image: Image.Image) -> tuple[int, int, int]:
+    """Left, top and side, in pixels, of the square in the middle that :func:`to_pixels` takes."""
+    side = min(image.size)
+    return (image.width - side) // 2, (image.height - side) // 2, side
 
 
 def _pictures_of(source: PictureSource, position: int) -> list[Picture]:

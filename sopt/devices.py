@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from .errors import InputError
+
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def resolve_device(name: str | None) -> str:
@@ -26,3 +30,35 @@ def resolve_device(name: str | None) -> str:
             f"device must be one of {', '.join(present)} on this machine, got {name!r}"
         )
     return name
+
+
+def resolve_weights(name: str | None, device: str) -> str:
+    """``name``, checked; for None the smaller of the dtypes that ``device`` computes in natively.
+
+    Raises:
+        InputError: The device cannot compute in this dtype.
+
+    Example:
+        >>> resolve_weights("float32", "cpu")
+        'float32'
+    """
+    if name is None:
+        return "bfloat16" if _has_bfloat16(device) else "float32"
+    try:
+        weight = torch.ones(1, 1, 1, 1, dtype=getattr(torch, name), device=device)
+        torch.nn.functional.conv2d(weight, weight)
+    except RuntimeError as error:
+        raise InputError(
+            f"weights={name!r} must be a dtype that {device} computes in: {error}"
+        ) from error
+    return name
+
+
+def _has_bfloat16(device: str) -> bool:
+    """Whether there are instructions for it: without them PyTorch converts back and forth."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if not _CPUINFO.exists():
+        return False
+    words = set(_CPUINFO.read_text().split())
+    return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from .errors import InputError
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
 STEPS = 25  # of the model's own scheduler
 GUIDANCE = 7.5  # diffusers' default for Stable Diffusion
-ADAPTER_NAME = "sopt"  # the adapter's name inside the pipeline
 GRID_GAP = 4  # pixels between the pictures of a grid
 LABEL_HEIGHT = 14  # pixels
 
@@ -40,13 +36,16 @@ def generate(
     batch_size: int = 1,
     resolution: int | None = None,
     device: str | None = None,
+    weights: str | None = "float32",
+    low_memory: bool = False,
 ) -> list[Image.Image]:
     """Draw ``num_images`` pictures of ``prompt``.
 
-    A stock ``StableDiffusionPipeline`` with the model's own scheduler draws them, so these are the
-    pictures that diffusers gives for ``load_lora_weights(adapter)`` and the generator
-    ``torch.Generator("cpu").manual_seed(seed + i)`` for picture ``i``. PyTorch's global generators
-    are neither read nor advanced.
+    A stock pipeline with the model's own scheduler draws them, so these are the pictures that
+    diffusers gives for ``load_lora_weights(adapter)`` and the generator
+    ``torch.Generator("cpu").manual_seed(seed + i)`` for picture ``i``. Its components come one
+    after the other: text encoders, U-Net, VAE. PyTorch's global generators are neither read nor
+    advanced.
 
     Args:
         model: "tiny" (bundled), a diffusers folder, a hub id or a loaded pipeline, which is
@@ -63,6 +62,10 @@ def generate(
         resolution: Side in pixels, a multiple of the VAE's factor and of 8; the model's own if
             not given.
         device: Where to draw; the GPU if there is one, if not given.
+        weights: dtype of text encoders and U-Net: float32, bfloat16 or float16; None for the
+            smallest that the device computes in natively. The VAE is float32.
+        low_memory: The halves of guidance one after the other, and large pictures decoded in
+            overlapping tiles: less memory, and pictures that differ in their last bits.
 
     Raises:
         InputError: A value out of range, or an adapter that is missing, damaged or of another
@@ -75,42 +78,23 @@ def generate(
     _check_settings(prompt, seed, steps, guidance, adapter_scale, num_images, batch_size)
     file = None if adapter is None else _adapter_file(adapter)
 
-    import torch
+    from . import drawing
 
-    from .devices import resolve_device
-    from .models import open_model
-
-    device = resolve_device(device)
-    opened = open_model(model)
-    multiple = opened.side_multiple
-    side = opened.native_resolution if resolution is None else resolution
-    if side < multiple or side % multiple:
-        raise InputError(
-            f"resolution must be a positive multiple of {multiple} (of the VAE's factor, and of 8 "
-            f"in diffusers), got {resolution}"
-        )
-    pipeline = opened.pipeline()
-    if file is not None:
-        _check_fit(file, pipeline.unet)
-        pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=ADAPTER_NAME)
-        pipeline.set_adapters([ADAPTER_NAME], adapter_weights=[float(adapter_scale)])
-    pipeline.to(device)
-    pipeline.set_progress_bar_config(disable=True)
-    generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(num_images)]
-    pictures: list[Image.Image] = []
-    for first in range(0, num_images, batch_size):
-        batch = generators[first : first + batch_size]
-        pictures += pipeline(
-            prompt,
-            negative_prompt=negative_prompt,
-            height=side,
-            width=side,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            num_images_per_prompt=len(batch),
-            generator=batch,
-        ).images
-    return pictures
+    return drawing.draw(
+        model,
+        file,
+        prompt=prompt,
+        seeds=range(seed, seed + num_images),
+        steps=steps,
+        guidance=guidance,
+        negative_prompt=negative_prompt,
+        adapter_scale=float(adapter_scale),
+        batch_size=batch_size,
+        resolution=resolution,
+        device=device,
+        weights=weights,
+        low_memory=low_memory,
+    )
 
 
 def picture_grid(
@@ -194,44 +178,3 @@ def _adapter_file(adapter: Any) -> Path:
     if not path.exists():
         raise InputError(f"adapter: there is no file or folder {path}")
     return path / DIFFUSERS_FILE if path.is_dir() else path
-
-
-def _check_fit(file: Path, unet: nn.Module) -> None:
-    """Raise InputError unless all that the file changes is there in the U-Net, in its shape."""
-    from .files import load_tensors
-
-    tensors, _ = load_tensors(file)
-    weights = {
-        name.removesuffix(".weight").replace(".", "_"): weight
-        for name, weight in unet.named_parameters()
-    }
-    changes = dict(_unet_changes(tensors))
-    if not changes:
-        raise InputError(f"adapter: {file} has no LoRA of a U-Net in it")
-    for module, (down, up) in changes.items():
-        change = (up.shape[0], down.shape[1:].numel())  # of a convolution: all but the first axis
-        weight = weights.get(module)
-        found = None if weight is None else (weight.shape[0], weight.shape[1:].numel())
-        if change != found:
-            raise InputError(
-                f"adapter: {file} is of another model: {module} is {change} there, "
-                f"and in this model's U-Net {found or 'does not exist'}"
-            )
-
-
-def _unet_changes(tensors: dict[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """(module's path with underscores, (down, up)) for the keys of diffusers, peft and kohya."""
-    for key, down in tensors.items():
-        for down_part, up_part in _FACTORS:
-            path, found, _ = key.partition(down_part)
-            if found and path.startswith(("unet.", "lora_unet_")):
-                module = path.removeprefix("unet.").removeprefix("lora_unet_").replace(".", "_")
-                if (up := tensors.get(path + up_part)) is not None:
-                    yield module, (down, up)
-
-
-_FACTORS = [
-    (".lora.down.weight", ".lora.up.weight"),
-    (".lora_A.weight", ".lora_B.weight"),
-    (".lora_down.weight", ".lora_up.weight"),
-]

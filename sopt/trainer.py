@@ -13,31 +13,27 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .cache import build_cache
 from .checkpoint import Checkpoint, History, fingerprint, optimizer_state
 from .config import TrainConfig
 from .data import Picture, load_pictures
-from .devices import resolve_device
+from .devices import resolve_device, resolve_weights
 from .errors import InputError
 from .export import save_diffusers_lora, save_kohya_lora
 from .files import check_writable, write_bytes, write_json, write_text
 from .memory import MemoryRecorder
-from .models import LORA_TARGETS, Model, inject_lora, open_model
+from .models import LORA_TARGETS, Model, open_model
 from .run_folder import Run, RunFolder, picture_fingerprint
 from .sampling import generate, png_bytes
 from .schedules import make_schedule
-from .steps.backprop import backprop_step
-from .steps.loss import diffusion_loss
 from .steps.seeds import Tag, integer, seed64, uniform
-from .steps.zeroth_order import zeroth_order_step
+from .training import Training
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +72,14 @@ def train(**settings: Any) -> Run:
     pictures = load_pictures(config.images)
     model = open_model(config.model)
     config = _resolve(config, model)
+    weights = getattr(torch, str(config.weights))
     identity = config.bits() | {"images": picture_fingerprint(pictures)}
     if callable(config.schedule):
         identity["schedule_values"] = _schedule_fingerprint(config, model.num_train_timesteps)
     with contextlib.closing(RunFolder(config.output)) as folder:
         previous = folder.previous(identity, config.resume)
         if previous is not None and folder.finished(previous, config.steps):
-            previous.check_weights(fingerprint(model.load_unet()))
+            previous.check_weights(fingerprint(model.load("unet", weights)))
         else:
             del previous  # else its tensors would be in memory all along
             check_writable(config.output)
@@ -115,15 +112,9 @@ def _optimize(
     memory: MemoryRecorder,
 ) -> dict[str, Tensor]:
     """Cache and train; returns the adapter on the CPU, with all else gone from memory."""
-    cache = build_cache(model, config.prompt, pictures, _sides(config), memory)
-    with memory.phase("load"):
-        unet = model.load_unet().to(memory.device)
-        weights = fingerprint(unet)
-        adapter = inject_lora(unet, config.rank, config.seed)
-    unet.enable_gradient_checkpointing()
-    optimizer = torch.optim.AdamW(adapter.values(), lr=config.lr)
+    training = Training(config, model, pictures, memory)
+    adapter, optimizer, weights = training.adapter, training.optimizer, training.fingerprint()
     schedule = make_schedule(config.schedule, config.steps, model.num_train_timesteps)
-    loss = partial(diffusion_loss, unet, model.noise_scheduler())
     skipped = {"bp": 0, "zo": 0}
     start = 0
     folder.lock()  # the first trace of the run: what could be wrong was checked
@@ -134,25 +125,6 @@ def _optimize(
         memory.peaks |= {k: max(v, memory.peaks.get(k, 0)) for k, v in previous.peaks.items()}
         del previous
     write_text(folder.config, config.to_yaml())
-
-    def bp_low(i: int, t: int) -> dict[str, Any]:
-        sample = cache.draw(config.seed, i, t, config.low_resolution)
-        return {"loss": backprop_step(adapter, partial(loss, sample), optimizer)}
-
-    def zo_high(i: int, t: int) -> dict[str, Any]:
-        assert config.resolution is not None
-        sample = cache.draw(config.seed, i, t, config.resolution)
-        directions = range(config.num_perturbations)
-        update = zeroth_order_step(
-            adapter,
-            partial(loss, sample),
-            [seed64(config.seed, i, n, Tag.DIRECTION) for n in directions],
-            lr=config.zo_lr,
-            eps=config.eps,
-            noise=config.noise,
-        )
-        return asdict(update) if update else {"loss": None, "seeds": [], "coefficients": []}
-
     measured: set[str] = set()
     with (
         History(folder.history, start) as history,
@@ -168,7 +140,7 @@ def _optimize(
             # The steps of a branch repeat each other's memory once the optimizer's state exists.
             repeats = bool(optimizer.state) or config.schedule == 1.0
             with memory.phase(f"train-{branch}", measured=branch not in measured):
-                outcome = zo_high(i, t) if zo else bp_low(i, t)
+                outcome = (training.zeroth_order if zo else training.backprop)(i, t)
             if repeats:
                 measured.add(branch)
             if outcome["loss"] is None:
@@ -194,7 +166,7 @@ def _optimize(
             skipped["bp"],
             skipped["zo"],
         )
-    return {name: parameter.detach().cpu() for name, parameter in adapter.items()}
+    return training.trained()
 
 
 def _save_adapter(
@@ -210,7 +182,7 @@ def _save_adapter(
         prompt=config.prompt,
         resolution=config.resolution,
         prediction_type=model.prediction_type,
-        cross_attention_dim=model.unet_config["cross_attention_dim"],
+        cross_attention_dim=model.configs["unet"]["cross_attention_dim"],
     )
 
 
@@ -224,6 +196,8 @@ def _draw_samples(config: TrainConfig, folder: RunFolder) -> None:
             seed=config.seed,
             resolution=config.resolution,
             device=config.device,
+            weights=config.weights,
+            low_memory=True,
         )
         write_bytes(path, png_bytes(picture))
 
@@ -238,7 +212,9 @@ def _resolve(config: TrainConfig, model: Model) -> TrainConfig:
             f"resolution must be a multiple of {multiple} (of the VAE's factor, and of 8 in "
             f"diffusers) and at least {smallest}, got {resolution}"
         )
-    config = replace(config, device=resolve_device(config.device), resolution=resolution)
+    device = resolve_device(config.device)
+    weights = resolve_weights(config.weights, device)
+    config = replace(config, device=device, resolution=resolution, weights=weights)
     low = config.low_resolution
     if config.schedule != 1.0 and (low % factor or low < smallest):
         fitting = sorted({max(smallest, low // factor * factor), (low // factor + 1) * factor})
@@ -263,14 +239,6 @@ def _schedule_fingerprint(config: TrainConfig, num_timesteps: int) -> str:
             raise InputError(f"schedule({i}, {t}) must be a number in [0, 1], got {p_zo!r}")
         digest.update(f"{float(p_zo)!r}\n".encode())
     return digest.hexdigest()
-
-
-def _sides(config: TrainConfig) -> list[int]:
-    """The sides of pictures, in pixels, that the schedule can ask for."""
-    assert config.resolution is not None
-    low = [config.low_resolution] if config.schedule != 1.0 else []
-    high = [config.resolution] if config.schedule != 0.0 else []
-    return sorted({*low, *high})
 
 
 def _show(progress: tqdm, branch: str, loss: float | None, memory: MemoryRecorder) -> None:

@@ -1,5 +1,6 @@
 """Exact zeroth-order kernels: counter-based noise added to tensors, the same bits everywhere."""
 
+from ._philox import philox4x32_10
 from ._registry import Body, backends
 from ._streams import stream_id
 from .ops import box_muller as box_muller  # a module: registers the op
@@ -18,6 +19,7 @@ __all__ = [
     "noise",
     "perturb_int8_",
     "philox4x32",
+    "philox4x32_10",
     "restore_accumulate_",
     "stream_id",
     "update_int8_",

@@ -5,14 +5,20 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11; con
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 MASK32 = 0xFFFFFFFF
 
 
-def philox4x32_10(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """The four output words, as int64 tensors holding uint32 values like ``counter``."""
+Words = TypeVar("Words", int, Tensor)
+
+
+def philox4x32_10(counter: Sequence[Words], key: tuple[int, int]) -> list[Words]:
+    """The four output words of ``counter``: whole numbers, or int64 tensors of uint32 values."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):

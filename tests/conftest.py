@@ -82,6 +82,7 @@ def settings(micro_folder, pictures, tmp_path):
         "steps": 6,
         "schedule": 0.5,
         "checkpoint_every": 2,
+        "weights": "float32",  # the default depends on the processor
     }
 
 

@@ -63,7 +63,7 @@ def act_at_loss(patch, number, action) -> list:
             action()
         return diffusion_loss(*arguments)
 
-    patch.setattr("sopt.trainer.diffusion_loss", loss)
+    patch.setattr("sopt.training.diffusion_loss", loss)
     return calls
 
 

@@ -57,9 +57,12 @@ def make_inpainting(folder):
         (cut_index, "has no UNet"),
         (cut_folder, "has no UNet"),
         (cut_weights, "cannot load its UNet"),
-        (poison("unet", float("nan")), "weights must be finite.* of its unet has NaN"),
-        (poison("vae", float("inf")), "weights must be finite.* of its vae"),
-        (poison("text_encoder", float("nan")), "weights must be finite.* of its text_encoder"),
+        (poison("unet", float("nan")), "cannot load its UNet.* weights must be finite.* has NaN"),
+        (poison("vae", float("inf")), "cannot load its VAE.* weights must be finite"),
+        (
+            poison("text_encoder", float("nan")),
+            "cannot load its text encoder.* must be finite",
+        ),
         (drop_index, "is not a diffusers pipeline"),
         (make_inpainting, "4 latent channels, got one with 9"),
     ],
@@ -117,14 +120,14 @@ def test_a_corrupt_picture_is_found_before_anything_is_written(settings, tmp_pat
 
 
 def test_a_hub_id_that_cannot_be_had_is_an_input_error(settings, monkeypatch):
-    from sopt.models import StableDiffusionPipeline
+    import huggingface_hub
 
     def offline(*arguments, **options):
         raise OSError("We couldn't connect to the hub.\nCheck your connection.")
 
-    monkeypatch.setattr(StableDiffusionPipeline, "load_config", offline)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(
-        InputError, match=r"model 'some/model' .*: We couldn't connect to the hub.$"
+        InputError, match=r"model 'some/model': cannot get it .*: We couldn't connect to the hub.$"
     ):
         sopt.train(**settings | {"model": "some/model"})
     assert not os.path.exists(settings["output"])

@@ -15,7 +15,7 @@ TRAINER = sorted((ROOT / "sopt").rglob("*.py"))
 C = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"})
 # Libraries that alone know a model or a trainer, and the modules of sopt that may import them.
 MODEL_LIBRARIES = {"diffusers", "transformers", "peft", "accelerate", "lightning"}
-MODEL_MODULES = {"models.py", "integrations", "tiny"}
+MODEL_MODULES = {"models", "integrations", "tiny"}
 
 
 def relative(path: Path) -> str:

@@ -186,4 +186,4 @@ def test_zeroth_order_needs_less_than_backprop_at_the_same_resolution(settings, 
 def open_unet(settings):
     from sopt.models import open_model
 
-    return open_model(settings["model"]).load_unet()
+    return open_model(settings["model"]).load("unet")

@@ -45,10 +45,10 @@ def test_a_folder_with_half_precision_variants_only_is_read(tmp_path):
         module.half()
     pipeline.save_pretrained(tmp_path / "half", variant="fp16")
     model = open_model(tmp_path / "half")
-    for module in (model.load_unet(), model.load_vae(), model.load_text_encoder()):
+    for module in (model.load("unet"), model.load("vae"), model.load("text_encoder")):
         assert all(weight.dtype == torch.float32 for weight in module.parameters())
     assert same_bits(
-        model.load_unet().state_dict(),
+        model.load("unet").state_dict(),
         {name: tensor.float() for name, tensor in pipeline.unet.state_dict().items()},
     )
 
@@ -60,7 +60,7 @@ def test_models_say_what_they_are(micro_model):
 
 
 def test_the_adapter_starts_as_the_identity_with_gaussian_a(micro_model):
-    adapter = inject_lora(micro_model.load_unet(), rank=4, seed=7)
+    adapter = inject_lora(micro_model.load("unet"), rank=4, seed=7)
     a = torch.cat([p.flatten() for name, p in adapter.items() if ".lora_A." in name])
     b = torch.cat([p.flatten() for name, p in adapter.items() if ".lora_B." in name])
     assert torch.count_nonzero(b) == 0
@@ -78,7 +78,8 @@ def test_the_adapter_starts_as_the_identity_with_gaussian_a(micro_model):
 
 
 def test_pipeline_of_a_model_is_stock_and_its_own(micro_folder):
-    pipeline = open_model(micro_folder).pipeline()
+    model = open_model(micro_folder)
+    pipeline = model.pipeline(unet=model.load("unet"))
     assert type(pipeline).__name__ == "StableDiffusionPipeline"
     assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
     assert pipeline.unet.dtype == torch.float32

@@ -223,10 +223,11 @@ def test_loss_is_the_mean_square_error_of_the_right_target(prediction_type, time
     generator = torch.Generator().manual_seed(0)
     x, e, prompt = (torch.randn(1, 4, 6, 6, generator=generator) for _ in range(3))
 
-    def unet(noisy, timesteps, encoder_hidden_states, return_dict):
+    def unet(noisy, timesteps, encoder_hidden_states, added_cond_kwargs, return_dict):
         assert timesteps.tolist() == [timestep]
         return (0.5 * noisy + encoder_hidden_states,)
 
+    unet.dtype = torch.float32
     loss = diffusion_loss(unet, scheduler, Sample(x, e, timestep, prompt))
     kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[timestep]
     a, b = kept.sqrt(), (1 - kept).sqrt()
@@ -240,7 +241,7 @@ def test_loss_is_the_mean_square_error_of_the_right_target(prediction_type, time
 
 
 def test_a_real_unet_gives_both_branches_one_loss_and_the_right_slope(micro_model):
-    unet = micro_model.load_unet()
+    unet = micro_model.load("unet")
     adapter = inject_lora(unet, rank=2, seed=0)
     with torch.no_grad():
         for name, parameter in adapter.items():

@@ -36,7 +36,7 @@ def adapter_of(run):
 
 
 def initial_adapter(model, rank=4, seed=0):
-    return {n: p.detach() for n, p in inject_lora(model.load_unet(), rank, seed).items()}
+    return {n: p.detach() for n, p in inject_lora(model.load("unet"), rank, seed).items()}
 
 
 def same_bits(a, b):
@@ -59,7 +59,7 @@ def losses(monkeypatch):
         seen.append((torch.is_grad_enabled(), sample))
         return diffusion_loss(unet, scheduler, sample)
 
-    monkeypatch.setattr("sopt.trainer.diffusion_loss", recorded)
+    monkeypatch.setattr("sopt.training.diffusion_loss", recorded)
     return seen
 
 
@@ -167,7 +167,7 @@ def test_latents_and_noise_are_those_of_the_seeds(settings, quick, losses, micro
     from sopt.data import load_pictures, to_pixels
 
     sopt.train(**settings | {"method": "backprop-high", "schedule": 0, "steps": 3})
-    vae = micro_model.load_vae()
+    vae = micro_model.load("vae")
     for step, (_, sample) in enumerate(losses, start=1):
         picture = load_pictures(pictures)[integer(seed64(0, step, 0, Tag.IMAGE), 0, 3)]
         with torch.no_grad():
@@ -212,7 +212,7 @@ def test_zeroth_order_steps_leave_the_optimizer_alone(settings, quick, tmp_path,
     settings["zo_lr"] = 0.0
     with_steps = sopt.train(**settings)
     checkpoint = "checkpoint/state.safetensors"
-    monkeypatch.setattr("sopt.trainer.zeroth_order_step", lambda *a, **k: None)
+    monkeypatch.setattr("sopt.training.zeroth_order_step", lambda *a, **k: None)
     without = sopt.train(**settings | {"output": str(tmp_path / "without")})
     assert {entry["branch"] for entry in with_steps.history} == {"bp", "zo"}
     assert same_bits(
@@ -241,22 +241,22 @@ def test_the_encoders_have_left_memory_when_training_begins(settings, quick, mon
     from sopt.steps.loss import diffusion_loss
 
     weights, alive = [], []
-    for component in ("load_vae", "load_text_encoder"):
-        load = getattr(Model, component)
+    load = Model.load
 
-        def watched(model, load=load):
-            module = load(model)
+    def watched(model, component, *arguments, **options):
+        module = load(model, component, *arguments, **options)
+        if component != "unet":
             tensors = itertools.chain(module.parameters(), module.buffers())
             weights.extend(weakref.ref(tensor.untyped_storage()) for tensor in tensors)
-            return module
+        return module
 
-        monkeypatch.setattr(Model, component, watched)
+    monkeypatch.setattr(Model, "load", watched)
 
     def counted(*arguments):
         alive.append(sum(weight() is not None for weight in weights))
         return diffusion_loss(*arguments)
 
-    monkeypatch.setattr("sopt.trainer.diffusion_loss", counted)
+    monkeypatch.setattr("sopt.training.diffusion_loss", counted)
     gc.disable()  # not by chance: nothing of theirs is in a reference cycle
     try:
         sopt.train(**settings | {"steps": 1})
@@ -267,7 +267,7 @@ def test_the_encoders_have_left_memory_when_training_begins(settings, quick, mon
 
 
 def test_no_gradient_is_alive_in_a_zeroth_order_step(settings, quick, monkeypatch):
-    from sopt.trainer import zeroth_order_step
+    from sopt.training import zeroth_order_step
 
     checked = []
 
@@ -275,7 +275,7 @@ def test_no_gradient_is_alive_in_a_zeroth_order_step(settings, quick, monkeypatc
         checked.append(all(parameter.grad is None for parameter in adapter.values()))
         return zeroth_order_step(adapter, loss, *arguments, **options)
 
-    monkeypatch.setattr("sopt.trainer.zeroth_order_step", checking)
+    monkeypatch.setattr("sopt.training.zeroth_order_step", checking)
     run = sopt.train(**settings)
     branches = "".join(entry["branch"][0] for entry in run.history)
     assert "bz" in branches  # a zeroth-order step after a backprop step
@@ -286,7 +286,7 @@ def test_no_gradient_is_alive_in_a_zeroth_order_step(settings, quick, monkeypatc
 def test_losses_that_are_not_finite_are_skipped_and_counted(
     settings, quick, monkeypatch, micro_model, caplog
 ):
-    monkeypatch.setattr("sopt.trainer.diffusion_loss", lambda *a: torch.tensor(float("nan")))
+    monkeypatch.setattr("sopt.training.diffusion_loss", lambda *a: torch.tensor(float("nan")))
     run = sopt.train(**settings)
     assert same_bits(adapter_of(run), initial_adapter(micro_model))
     for entry in run.history:

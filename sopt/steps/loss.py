@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ class Sample:
     noise: Tensor  # of the shape of latents
     timestep: int
     prompt: Tensor  # (1, tokens, width)
+    added: Mapping[str, Tensor] | None = None  # SDXL's pooled prompt and sizes, by diffusers' names
 
 
 def diffusion_loss(unet: Any, scheduler: Any, sample: Sample) -> Tensor:
@@ -39,7 +40,14 @@ def diffusion_loss(unet: Any, scheduler: Any, sample: Sample) -> Tensor:
     """
     timesteps = torch.tensor([sample.timestep], device=sample.latents.device)
     noisy = scheduler.add_noise(sample.latents, sample.noise, timesteps)
-    prediction = unet(noisy, timesteps, encoder_hidden_states=sample.prompt, return_dict=False)[0]
+    dtype = unet.dtype
+    (prediction,) = unet(
+        noisy.to(dtype),
+        timesteps,
+        encoder_hidden_states=sample.prompt.to(dtype),
+        added_cond_kwargs=sample.added,
+        return_dict=False,
+    )
     match scheduler.config.prediction_type:
         case "epsilon":
             target = sample.noise

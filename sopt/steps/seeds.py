@@ -41,7 +41,7 @@ def seed64(run_seed: int, step: int, index: int, tag: Tag) -> int:
         Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11.
     """
     key = (run_seed & 0xFFFFFFFF, run_seed >> 32)
-    w0, w1, *_ = sopt_kernels.philox4x32((step, index, 0, tag), key).tolist()
+    w0, w1, *_ = sopt_kernels.philox4x32_10((step, index, 0, int(tag)), key)
     return w0 | w1 << 32
 
 

@@ -86,5 +86,5 @@ def zeroth_order_step(
     return ZerothOrderUpdate(
         loss=torch.stack(losses).float().mean().item(),
         seeds=list(seeds),
-        coefficients=coefficients.tolist(),
+        coefficients=[coefficient.item() for coefficient in coefficients],
     )

@@ -1,0 +1,193 @@
+"""What :func:`sopt.generate` runs: the stages of a stock pipeline, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .devices import resolve_device, resolve_weights
+from .errors import InputError
+from .files import load_tensors
+from .models import Model, open_model
+from .models.adapter import load_adapter
+from .models.batches import take_one_at_a_time
+from .models.kinds import build_on_meta
+
+TILE = 32  # side, in latent elements, of the tiles that large pictures are decoded in
+VAE_ENCODER = ("encoder", "quant_conv")  # not needed for decoding
+
+
+def draw(
+    model: Any,
+    adapter: Path | None,
+    *,
+    prompt: str,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    negative_prompt: str | None,
+    adapter_scale: float,
+    batch_size: int,
+    resolution: int | None,
+    device: str | None,
+    weights: str | None,
+    low_memory: bool,
+) -> list[Image.Image]:
+    """As :func:`sopt.generate`, with the settings checked and the adapter's file found."""
+    device = resolve_device(device)
+    opened = open_model(model)
+    side = _side(opened, resolution)
+    if adapter is not None:
+        unet = build_on_meta(opened.kind, "unet", opened.configs["unet"])
+        _check_fit(adapter, unet)  # by the shapes alone, before anything is loaded
+    stages = Stages(
+        opened,
+        getattr(torch, resolve_weights(weights, device)),
+        torch.device(device),
+        low_memory=low_memory,
+        adapter=adapter,
+        adapter_scale=adapter_scale,
+    )
+    texts = stages.encode(prompt, negative_prompt, guided=guidance > 1)
+    batches = [seeds[i : i + batch_size] for i in range(0, len(seeds), batch_size)]
+    latents = stages.denoise(texts, batches, side, steps, guidance)
+    processor = opened.pipeline().image_processor
+    pictures: list[Image.Image] = []
+    for pixels in stages.decode(latents):
+        pictures += processor.postprocess(pixels, output_type="pil")
+    return pictures
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of a stock pipeline; each loads its networks and leaves none in memory."""
+
+    model: Model
+    dtype: torch.dtype  # of text encoders and U-Net
+    device: torch.device
+    low_memory: bool
+    adapter: Path | None = None
+    adapter_scale: float = 1.0
+
+    @torch.no_grad()
+    def encode(
+        self, prompt: str, negative_prompt: str | None = None, *, guided: bool
+    ) -> dict[str, Tensor]:
+        """The texts by the names under which the pipeline takes them."""
+        components: dict[str, Any] = {}
+        for encoder, tokenizer in self.model.kind.tokenizers.items():
+            components[encoder] = self._load(encoder)
+            components[tokenizer] = self.model.tokenizer(tokenizer)
+        outputs = self.model.pipeline(**components).encode_prompt(
+            prompt=prompt,
+            device=self.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=guided,
+            negative_prompt=negative_prompt,
+        )
+        names = ["prompt_embeds", "negative_prompt_embeds"]
+        if self.model.takes_sizes:
+            names += ["pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
+        return {name: x for name, x in zip(names, outputs, strict=True) if x is not None}
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        texts: dict[str, Tensor],
+        batches: Sequence[Sequence[int]],
+        side: int,
+        steps: int,
+        guidance: float,
+    ) -> list[Tensor]:
+        """The latents of each batch of seeds, (batch, channels, height, width)."""
+        unet = self._load("unet")
+        if self.low_memory:
+            take_one_at_a_time(unet)
+        pipeline = self.model.pipeline(unet=unet)
+        return [
+            pipeline(
+                **texts,
+                height=side,
+                width=side,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                num_images_per_prompt=len(seeds),
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                output_type="latent",
+            ).images
+            for seeds in batches
+        ]
+
+    @torch.no_grad()
+    def decode(self, latents: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The pixels of each batch, (batch, 3, side, side) float32 around [-1, 1]."""
+        vae = self.model.load("vae", device=self.device, dropped=VAE_ENCODER)
+        if self.low_memory:
+            vae.enable_tiling()
+            vae.tile_latent_min_size = TILE
+            vae.tile_sample_min_size = TILE * self.model.vae_factor
+        for batch in latents:
+            yield vae.decode(batch.float() / vae.config.scaling_factor, return_dict=False)[0]
+
+    def _load(self, component: str) -> Any:
+        network = self.model.load(component, self.dtype, self.device)
+        if self.adapter is not None:
+            load_adapter(self.model, self.adapter, {component: network}, self.adapter_scale)
+            network.to(self.device)  # the adapter
+        return network
+
+
+def _side(model: Model, resolution: int | None) -> int:
+    multiple = model.side_multiple
+    side = model.native_resolution if resolution is None else resolution
+    if not isinstance(side, int) or side < multiple or side % multiple:
+        raise InputError(
+            f"resolution must be a positive multiple of {multiple} (of the VAE's factor, and of 8 "
+            f"in diffusers), got {resolution}"
+        )
+    return side
+
+
+def _check_fit(file: Path, unet: nn.Module) -> None:
+    """Raise InputError unless all that the file changes is there in the U-Net, in its shape."""
+    tensors, _ = load_tensors(file)
+    weights = {
+        name.removesuffix(".weight").replace(".", "_"): weight
+        for name, weight in unet.named_parameters()
+    }
+    changes = dict(_unet_changes(tensors))
+    if not changes:
+        raise InputError(f"adapter: {file} has no LoRA of a U-Net in it")
+    for module, (down, up) in changes.items():
+        change = (up.shape[0], down.shape[1:].numel())  # of a convolution: all but the first axis
+        weight = weights.get(module)
+        found = None if weight is None else (weight.shape[0], weight.shape[1:].numel())
+        if change != found:
+            raise InputError(
+                f"adapter: {file} is of another model: {module} is {change} there, "
+                f"and in this model's U-Net {found or 'does not exist'}"
+            )
+
+
+def _unet_changes(tensors: dict[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """(module's path with underscores, (down, up)) for the keys of diffusers, peft and kohya."""
+    for key, down in tensors.items():
+        for down_part, up_part in _FACTORS:
+            path, found, _ = key.partition(down_part)
+            if found and path.startswith(("unet.", "lora_unet_")):
+                module = path.removeprefix("unet.").removeprefix("lora_unet_").replace(".", "_")
+                if (up := tensors.get(path + up_part)) is not None:
+                    yield module, (down, up)
+
+
+_FACTORS = [
+    (".lora.down.weight", ".lora.up.weight"),
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora_down.weight", ".lora_up.weight"),
+]

@@ -1,0 +1,144 @@
+"""Models from a folder in the layout of diffusers, on the disk or on the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from .kinds import NOUNS, Kind, build_on_meta, check_class, kind_of
+from .model import Model, remove_submodules
+from .weights import load_files
+
+# The stem of weight files by library, and the variants of a file that are read: of full precision
+# if it is there. An index names the shards.
+_STEMS = {"text": "model", "other": "diffusion_pytorch_model"}
+_FILES = (
+    "{}.safetensors",
+    "{}.safetensors.index.json",
+    "{}.fp16.safetensors",
+    "{}.safetensors.index.fp16.json",
+    "{}.fp16.safetensors.index.json",
+)
+
+
+def open_folder(name: str, folder: Path, tokenizers: bool = True) -> Model:
+    """The model ``name`` in a folder with ``model_index.json`` and one folder per component;
+    ``tokenizers`` says whether theirs must be there."""
+    index = _read_json(name, folder / "model_index.json")
+    kind = kind_of(name, index.get("_class_name"))
+    for component in kind.components:
+        found = index.get(component) or [None, None]
+        needed = tokenizers or not component.startswith("tokenizer")
+        missing = needed and not (folder / component).is_dir()
+        check_class(name, kind, component, None if missing else found[1])
+    configs = {c: _read_json(name, folder / c / "config.json") for c in kind.networks}
+    configs["scheduler"] = _read_json(name, folder / "scheduler" / "scheduler_config.json")
+    return Model(
+        name=name,
+        kind=kind,
+        configs=configs,
+        scheduler_class=index["scheduler"][1],
+        weights=FolderWeights(name, kind, folder, configs),
+    )
+
+
+def open_hub(name: str) -> Model:
+    """The model with this id on the hub of Hugging Face, downloaded if it is not there yet."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    wanted = ["model_index.json", "scheduler/*", "tokenizer*/*", "*/config.json"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
+        for component in kind_of(
+            name, _read_json(name, folder / "model_index.json").get("_class_name")
+        ).networks:
+            for pattern in _FILES:  # the first that is there: no more is downloaded than is read
+                file = f"{component}/{pattern.format(_stem(component))}"
+                snapshot_download(name, allow_patterns=[file])
+                if not (folder / file).exists():
+                    continue
+                if file.endswith(".json"):
+                    shards = {f"{component}/{shard.name}" for shard in _shards(name, folder / file)}
+                    snapshot_download(name, allow_patterns=sorted(shards))
+                break
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise InputError(f"model {name!r}: cannot get it from the hub: {_line(error)}") from error
+    return open_folder(name, folder)
+
+
+@dataclass(frozen=True)
+class FolderWeights:
+    """The components of a folder."""
+
+    name: str
+    kind: Kind
+    folder: Path
+    configs: dict[str, dict[str, Any]]
+
+    def load(self, component: str, dtype: torch.dtype, dropped: Sequence[str]) -> nn.Module:
+        module = build_on_meta(self.kind, component, self.configs[component])
+        remove_submodules(module, dropped)
+        try:
+            return load_files(module, self._files(component), dtype, [f"{d}." for d in dropped])
+        except InputError as error:
+            raise InputError(
+                f"model {self.name!r}: cannot load its {NOUNS[component]}: {error}"
+            ) from error
+
+    def tokenizer(self, component: str) -> Any:
+        try:
+            return self.kind.components[component].from_pretrained(self.folder / component)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"model {self.name!r}: cannot load its {NOUNS[component]}: {_line(error)}"
+            ) from error
+
+    def _files(self, component: str) -> list[Path]:
+        folder = self.folder / component
+        for pattern in _FILES:
+            file = folder / pattern.format(_stem(component))
+            if file.exists():
+                files = _shards(self.name, file) if file.suffix == ".json" else [file]
+                for missing in (file for file in files if not file.exists()):
+                    raise InputError(f"the file {missing} of its {NOUNS[component]} is missing")
+                return files
+        others = sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".bin", ".pt"))
+        found = f", which is not read; found {', '.join(others)}, a pickle" if others else ""
+        raise InputError(f"{folder} has no {_stem(component)}.safetensors{found}")
+
+
+def _stem(component: str) -> str:
+    return _STEMS["text" if component.startswith("text_encoder") else "other"]
+
+
+def _shards(name: str, index: Path) -> list[Path]:
+    mapping = _read_json(name, index).get("weight_map")
+    if not isinstance(mapping, dict) or not mapping:
+        raise InputError(f"model {name!r}: {index} names no shards")
+    return [index.parent / shard for shard in sorted(set(mapping.values()))]
+
+
+def _read_json(name: str, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"model {name!r} is not a diffusers pipeline: cannot read {path}: {error.strerror}"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"model {name!r}: {path} is not a JSON file: {_line(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"model {name!r}: {path} must be a JSON object")
+    return content
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,82 @@
+"""Models from a pipeline of diffusers that is in memory already; it is left as it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from .kinds import NOUNS, check_class, kind_of
+from .model import Model, remove_submodules
+
+
+def open_pipeline(pipeline: Any) -> Model:
+    """The model that a loaded pipeline holds."""
+    name = f"a loaded {type(pipeline).__name__}"
+    kind = kind_of(name, type(pipeline).__name__)
+    components = pipeline.components
+    for component in kind.components:
+        if (found := components.get(component)) is None:
+            raise InputError(f"model: {name} has no {NOUNS[component]}")
+        check_class(name, kind, component, type(found).__name__)
+    if any(path.endswith("lora_A") for path, _ in components["unet"].named_modules()):
+        raise InputError(f"model: {name} has a LoRA loaded; unload_lora_weights() or fuse it first")
+    for component in kind.networks:
+        if any(weight.is_meta for weight in components[component].parameters()):
+            raise InputError(f"model: {name} keeps weights offloaded; load it without offloading")
+    configs = {component: _config(components[component]) for component in kind.networks}
+    configs["scheduler"] = dict(components["scheduler"].config)
+    return Model(
+        name=name,
+        kind=kind,
+        configs=configs,
+        scheduler_class=type(components["scheduler"]).__name__,
+        weights=LoadedWeights(name, components),
+    )
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """The components of a pipeline."""
+
+    name: str
+    components: dict[str, Any]
+
+    def load(self, component: str, dtype: torch.dtype, dropped: Sequence[str]) -> nn.Module:
+        module = _sharing_copy(self.components[component], dtype).eval()
+        remove_submodules(module, dropped)
+        for name, weight in module.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise InputError(
+                    f"model: {self.name}: the weights must be finite, "
+                    f"but {name} of its {component} has NaN or infinite values"
+                )
+        return module
+
+    def tokenizer(self, component: str) -> Any:
+        return self.components[component]
+
+
+def _config(network: Any) -> dict[str, Any]:
+    config = network.config
+    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+
+
+def _sharing_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of the module tree whose tensors share storage with the original's where they can.
+
+    What happens to the copy (an adapter, frozen weights, gradient checkpointing, another device)
+    leaves the original alone, and weights of the wanted dtype are not in memory twice.
+    """
+    memo: dict[int, Any] = {}
+    for weight in module.parameters():
+        memo[id(weight)] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+    for buffer in module.buffers():
+        shared = buffer.detach()
+        memo[id(buffer)] = shared.to(dtype) if shared.is_floating_point() else shared
+    return copy.deepcopy(module, memo)

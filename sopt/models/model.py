@@ -1,0 +1,129 @@
+"""A model: its configurations, and the means to load each of its components."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import diffusers
+import torch
+from diffusers import DDPMScheduler
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .kinds import Kind
+
+
+class Weights(Protocol):
+    """Where the components of a model come from."""
+
+    def load(self, component: str, dtype: torch.dtype, dropped: Sequence[str]) -> nn.Module:
+        """The network on the CPU, frozen and in eval mode, without its submodules ``dropped``."""
+        ...
+
+    def tokenizer(self, component: str) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """Configuration of a pipeline and the means to load each of its components."""
+
+    name: str
+    kind: Kind
+    configs: Mapping[str, Mapping[str, Any]]  # of the networks and the scheduler, by component
+    scheduler_class: str
+    weights: Weights
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent element along a side: 8 for the published models."""
+        return 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
+
+    @property
+    def side_multiple(self) -> int:
+        """Sides of pictures that can be drawn are multiples of this, in pixels.
+
+        Of the VAE's factor, and of 8 because the pipelines of diffusers draw no others.
+        """
+        return math.lcm(self.vae_factor, 8)
+
+    @property
+    def native_resolution(self) -> int:
+        """Side of the pictures that the model was made for, in pixels."""
+        return self.configs["unet"]["sample_size"] * self.vae_factor
+
+    @property
+    def smallest_resolution(self) -> int:
+        """Side that leaves one latent element at the lowest level of the U-Net, in pixels."""
+        return 2 ** (len(self.configs["unet"]["block_out_channels"]) - 1) * self.vae_factor
+
+    @property
+    def prediction_type(self) -> str:
+        """What the U-Net predicts: the noise (epsilon), v_prediction or the clean sample."""
+        return self.configs["scheduler"].get("prediction_type", "epsilon")
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return self.configs["scheduler"]["num_train_timesteps"]
+
+    @property
+    def takes_sizes(self) -> bool:
+        """Whether the U-Net is told the picture's size, the crop and a pooled prompt (SDXL)."""
+        return self.configs["unet"].get("addition_embed_type") == "text_time"
+
+    def load(
+        self,
+        component: str,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        dropped: Sequence[str] = (),
+    ) -> Any:
+        """A network: "unet", "vae", "text_encoder" or "text_encoder_2".
+
+        Args:
+            dtype: Of its weights.
+            dropped: Names of submodules that are not needed and never loaded.
+
+        Returns:
+            The network, in eval mode, frozen; the caller's to keep or drop.
+
+        Raises:
+            InputError: A file is missing or damaged, or a weight is NaN or infinite.
+        """
+        network = self.weights.load(component, dtype, dropped)
+        return network if torch.device(device).type == "cpu" else network.to(device)
+
+    def tokenizer(self, component: str = "tokenizer") -> Any:
+        return self.weights.tokenizer(component)
+
+    def noise_scheduler(self) -> DDPMScheduler:
+        """Adds noise in training; :meth:`sampler` is the model's own."""
+        return DDPMScheduler.from_config(self.configs["scheduler"])
+
+    def sampler(self) -> Any:
+        """The model's own scheduler."""
+        with _disable_current_modes():  # it computes with numpy, which knows no simulated tensors
+            sampler = getattr(diffusers, self.scheduler_class)
+            return sampler.from_config(self.configs["scheduler"])
+
+    def pipeline(self, **components: Any) -> Any:
+        """A stock pipeline of the model's kind with its own sampler and these components only."""
+        options: dict[str, Any] = dict.fromkeys(self.kind.components)
+        options |= {"feature_extractor": None, **components}
+        if not self.takes_sizes:
+            options |= {"safety_checker": None, "requires_safety_checker": False}
+        else:
+            options |= {"add_watermarker": False}
+        pipeline = self.kind.pipeline(scheduler=self.sampler(), **options)
+        pipeline.vae_scale_factor = self.vae_factor  # it asks the VAE, which may be away
+        pipeline.image_processor.register_to_config(vae_scale_factor=self.vae_factor)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+def remove_submodules(module: nn.Module, names: Sequence[str]) -> None:
+    """Delete the submodules, which nothing that will be called needs."""
+    for name in names:
+        delattr(module, name)

@@ -1,0 +1,66 @@
+"""Tensors without storage: what a run would have in memory, found by running its own code."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from .models import Model
+from .models.kinds import build_on_meta
+from .models.model import remove_submodules
+from .models.weights import materialize
+
+
+@contextlib.contextmanager
+def simulated_tensors() -> Iterator[None]:
+    """All tensors made meanwhile have a shape, a dtype and a device, and no storage behind them.
+
+    A value that decides something (is the loss finite?) reads as 1, which is true.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), _ScalarsAreOne():
+        yield
+
+
+def simulated(model: Model) -> Model:
+    """The model with networks of simulated tensors; nothing of its weights is read."""
+    return replace(model, weights=_SimulatedWeights(model))
+
+
+@dataclass(frozen=True)
+class _SimulatedWeights:
+    model: Model
+
+    def load(self, component: str, dtype: torch.dtype, dropped: Sequence[str]) -> nn.Module:
+        with _disable_current_modes():
+            network = build_on_meta(self.model.kind, component, self.model.configs[component])
+        remove_submodules(network, dropped)
+        return materialize(network, lambda _, weight: torch.empty(weight.shape, dtype=dtype))
+
+    def tokenizer(self, component: str) -> Any:
+        with _disable_current_modes():
+            return self.model.tokenizer(component)
+
+
+class _ScalarsAreOne(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if tensors and not any(isinstance(x, FakeTensor) for x in tensors):
+            with _disable_current_modes():  # real tensors, such as a sampler's, stay so
+                return func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return _one(*tensors)
+        return func(*args, **(kwargs or {}))
+
+
+def _one(tensor: Tensor) -> bool | int | float:
+    if tensor.dtype == torch.bool:
+        return True
+    return 1.0 if tensor.is_floating_point() else 1
