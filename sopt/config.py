@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from .budget import Budget
 from .errors import InputError, nearest
 
 METHODS = ("selective", "backprop-high", "backprop-low", "zeroth-order")
@@ -31,7 +32,7 @@ _IMPLIED: dict[str, dict[str, float]] = {
 }
 
 # Settings that say where and when the files are written; no bit of the adapter depends on them.
-_WITHOUT_EFFECT_ON_BITS = ("output", "checkpoint_every", "resume")
+_WITHOUT_EFFECT_ON_BITS = ("output", "checkpoint_every", "resume", "checkpointing", "memory_budget")
 
 
 def _help(text: str) -> dict[str, str]:
@@ -89,9 +90,19 @@ class TrainConfig:
             "the processor has no bfloat16 instructions, if not given"
         ),
     )
-    checkpointing: bool = field(
-        default=True,
-        metadata=_help("recompute activations in backprop instead of keeping them"),
+    checkpointing: bool | None = field(
+        default=None,
+        metadata=_help(
+            "true recomputes activations in backprop instead of keeping them: slower, in less "
+            "memory; if not given, true unless memory_budget leaves room"
+        ),
+    )
+    memory_budget: str | None = field(
+        default=None,
+        metadata=_help(
+            "most memory that the run may take: '2GiB' of tensors, or 'process:2GiB' of the whole "
+            "process; no limit if not given"
+        ),
     )
     schedule: str | float | Callable[[int, int], float] = field(
         default="dtap",
@@ -239,7 +250,11 @@ def _checked(name: str, value: Any) -> Any:
         case "weights":
             return None if value is None else _choice(name, value, WEIGHTS)
         case "checkpointing":
-            return _boolean(name, value)
+            return None if value is None else _boolean(name, value)
+        case "memory_budget":
+            if value is not None:
+                Budget.parse(value)
+            return None if value is None else str(value)
         case "device":
             if value is not None and not isinstance(value, str):
                 raise InputError(f"device must be a name such as 'cpu' or 'cuda', got {value!r}")

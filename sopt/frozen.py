@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 
 class _FrozenConvolution(torch.autograd.Function):
@@ -23,7 +24,7 @@ class _FrozenConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         layer = ctx.layer
-        result = nn.grad.conv2d_input(
+        result = conv2d_input(
             ctx.shape,
             layer.weight,
             gradient,

@@ -21,14 +21,26 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .budget import Budget, readable
+from .errors import InputError
+
 _STATUS = Path("/proc/self/status")
+
+
+class OverBudget(Exception):
+    """More bytes were alive than allowed."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"{size} bytes")
+        self.size = size
 
 
 class LiveStorage(TorchDispatchMode):
     """Counts the bytes of CPU tensor storage that are alive, and their peak, while entered.
 
-    What is alive at the start counts too: finding it takes some tenths of a second. Every operation
-    takes some tens of microseconds more.
+    What is alive at the start counts too, unless ``found`` is False: finding it takes some tenths
+    of a second. Every operation takes some tens of microseconds more. More than ``limit`` bytes
+    raise :class:`OverBudget`.
 
     Example:
         >>> with LiveStorage() as live:
@@ -39,19 +51,25 @@ class LiveStorage(TorchDispatchMode):
         8000
     """
 
-    def __init__(self) -> None:
+    def __init__(self, found: bool = True, limit: int | None = None) -> None:
         super().__init__()
         self.bytes = 0
         self.peak = 0
+        self._found = found
+        self._limit = limit
         self._alive: dict[int, tuple[weakref.ref, int]] = {}
 
     def __enter__(self) -> LiveStorage:
+        if self._found:
+            self._count_living()
+        return super().__enter__()
+
+    def _count_living(self) -> None:
         gc.collect()
         for found in gc.get_objects():
             # By type: isinstance would run the code of proxy objects.
             if issubclass(type(found), Tensor):
                 self._count(found)
-        return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
@@ -77,6 +95,8 @@ class LiveStorage(TorchDispatchMode):
         self._alive[key] = weakref.ref(storage, lambda _: self._forget(key)), size
         self.bytes += size
         self.peak = max(self.peak, self.bytes)
+        if self._limit is not None and self.bytes > self._limit:
+            raise OverBudget(self.bytes)
 
     def _forget(self, key: int) -> None:
         if key in self._alive:
@@ -90,8 +110,17 @@ class MemoryRecorder:
     counts through consecutive measured phases.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, budget: Budget | None = None, found: bool = True
+    ) -> None:
+        """
+        Args:
+            budget: What a measured phase may take; more of it stops the run.
+            found: Whether tensors count that exist already.
+        """
         self.device = device
+        self._budget = budget
+        self._found = found
         self.peaks: dict[str, int] = {}
         self.process: dict[str, int] = {}
         self._live: LiveStorage | None = None
@@ -118,13 +147,30 @@ class MemoryRecorder:
             self._count_from_here()
         else:
             self._stop_counting()
-        yield
+        try:
+            yield
+        except (OverBudget, torch.OutOfMemoryError) as error:
+            raise InputError(self._too_much(name, error)) from error
         if self.device.type == "cuda":
             self._raise_to(self.peaks, name, torch.cuda.max_memory_allocated(self.device))
         elif self._live is not None:
             self._raise_to(self.peaks, name, self._live.peak)
         if (resident := anonymous_resident_bytes()) is not None:
             self._raise_to(self.process, name, resident)
+            if self._budget and self._budget.of_process and resident > self._budget.bytes:
+                raise InputError(self._too_much(name, OverBudget(resident)))
+
+    def _too_much(self, phase: str, error: Exception) -> str:
+        if isinstance(error, OverBudget):
+            assert self._budget is not None
+            what = f"the budget is {readable(self._budget.bytes)}, it takes {readable(error.size)}"
+        else:
+            peak = readable(torch.cuda.max_memory_allocated(self.device))
+            what = f"{self.device} has no more, at a peak of {peak}"
+        return (
+            f"out of memory in the phase {phase}: {what}; a smaller resolution, checkpointing=true "
+            "or 16-bit weights take less, and `sopt plan` says how much"
+        )
 
     def summary(self) -> dict[str, Any]:
         """What ``memory.json`` holds: peak bytes by phase, and under ``process_anonymous`` the
@@ -133,7 +179,8 @@ class MemoryRecorder:
 
     def _count_from_here(self) -> None:
         if self._live is None:
-            self._live = LiveStorage()
+            limit = self._budget.bytes if self._budget and not self._budget.of_process else None
+            self._live = LiveStorage(self._found, limit)
             self._live.__enter__()
         self._live.peak = self._live.bytes
 

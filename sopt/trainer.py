@@ -20,15 +20,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .budget import Budget, process_bound, readable
 from .checkpoint import Checkpoint, History, fingerprint, optimizer_state
 from .config import TrainConfig
 from .data import Picture, load_pictures
-from .devices import resolve_device, resolve_weights
 from .errors import InputError
 from .export import save_diffusers_lora, save_kohya_lora
 from .files import check_writable, write_bytes, write_json, write_text
-from .memory import MemoryRecorder
+from .memory import MemoryRecorder, anonymous_resident_bytes
 from .models import LORA_TARGETS, Model, open_model
+from .resolution import resolve
 from .run_folder import Run, RunFolder, picture_fingerprint
 from .sampling import generate, png_bytes
 from .schedules import make_schedule
@@ -71,7 +72,7 @@ def train(**settings: Any) -> Run:
     config = TrainConfig.create(**settings)
     pictures = load_pictures(config.images)
     model = open_model(config.model)
-    config = _resolve(config, model)
+    config = _settle(resolve(config, model), model, pictures)
     weights = getattr(torch, str(config.weights))
     identity = config.bits() | {"images": picture_fingerprint(pictures)}
     if callable(config.schedule):
@@ -94,7 +95,8 @@ def _run(
     folder: RunFolder,
     identity: dict[str, Any],
 ) -> None:
-    with MemoryRecorder(torch.device(str(config.device))) as memory:
+    budget = None if config.memory_budget is None else Budget.parse(config.memory_budget)
+    with MemoryRecorder(torch.device(str(config.device)), budget) as memory:
         adapter = _optimize(config, model, pictures, folder, identity, memory)
         with memory.phase("save"):
             _save_adapter(config, model, adapter, folder)
@@ -202,30 +204,22 @@ def _draw_samples(config: TrainConfig, folder: RunFolder) -> None:
         write_bytes(path, png_bytes(picture))
 
 
-def _resolve(config: TrainConfig, model: Model) -> TrainConfig:
-    """The settings with device and resolution filled in and checked against the model."""
-    factor, smallest = model.vae_factor, model.smallest_resolution
-    resolution = model.native_resolution if config.resolution is None else config.resolution
-    multiple = model.side_multiple
-    if resolution % multiple or resolution < smallest:
-        raise InputError(
-            f"resolution must be a multiple of {multiple} (of the VAE's factor, and of 8 in "
-            f"diffusers) and at least {smallest}, got {resolution}"
-        )
-    device = resolve_device(config.device)
-    weights = resolve_weights(config.weights, device)
-    config = replace(config, device=device, resolution=resolution, weights=weights)
-    low = config.low_resolution
-    if config.schedule != 1.0 and (low % factor or low < smallest):
-        fitting = sorted({max(smallest, low // factor * factor), (low // factor + 1) * factor})
-        fitting = [side for side in fitting if smallest <= side <= resolution]
-        raise InputError(
-            f"low_res_ratio={config.low_res_ratio:g} makes pictures of {low} pixels, but a side "
-            f"must be a multiple of the VAE's factor {factor} and at least {smallest}: "
-            + " or ".join(f"{side / resolution:g} (side {side})" for side in fitting)
-            + " would fit"
-        )
-    return config
+def _settle(config: TrainConfig, model: Model, pictures: list[Picture]) -> TrainConfig:
+    """The settings with what the memory budget decides filled in."""
+    if config.memory_budget is None:
+        checkpointing = config.checkpointing is not False  # the choice of less memory
+        return replace(config, checkpointing=checkpointing)
+    from .planning import choose  # here: most runs have no budget
+
+    budget = Budget.parse(config.memory_budget)
+    best = choose(config, model, pictures, budget)
+    logger.info(
+        "memory budget %s: tensors will take %s at most, the process about %s",
+        config.memory_budget,
+        readable(best.peak_bytes),
+        readable(process_bound(best.peak_bytes, anonymous_resident_bytes())),
+    )
+    return best.config
 
 
 def _schedule_fingerprint(config: TrainConfig, num_timesteps: int) -> str:

@@ -76,6 +76,13 @@ class Training:
         """A name for the frozen U-Net."""
         return fingerprint(self._unet)
 
+    def make_optimizer_state(self) -> None:
+        """Have the optimizer's state exist, as after the first backprop step."""
+        for parameter in self.adapter.values():
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
     def trained(self) -> dict[str, Tensor]:
         """The adapter's tensors, on the CPU."""
         return {name: parameter.detach().cpu() for name, parameter in self.adapter.items()}

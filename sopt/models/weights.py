@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def load_files(
     return materialize(module, lambda name, _: values.pop(name))
 
 
-def _current_name(stored: str, expected: dict[str, Tensor]) -> str | None:
+def _current_name(stored: str, expected: Mapping[str, Tensor]) -> str | None:
     """The parameter that a stored name means; None for one that is not needed any more."""
     renamed = stored
     for old, new in _RENAMED:
@@ -126,7 +127,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, Callable[[torch.dtype], Tensor]]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is cut off or not a safetensors file: {error}") from error
         for name, entry in sorted(entries, key=lambda item: item[1]["data_offsets"]):
-            yield name, lambda dtype, entry=entry: _read(path, file, 8 + length, entry, dtype)
+            yield name, partial(_read, path, file, 8 + length, entry)
 
 
 def _read(path: Path, file: Any, start: int, entry: Any, dtype: torch.dtype) -> Tensor:
@@ -148,4 +149,4 @@ def _read(path: Path, file: Any, start: int, entry: Any, dtype: torch.dtype) -> 
 
 
 def _read_into(file: Any, tensor: Tensor) -> None:
-    file.readinto(memoryview(tensor.view(torch.uint8).numpy()))
+    file.readinto(tensor.view(torch.uint8).numpy().data)

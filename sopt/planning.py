@@ -1,0 +1,242 @@
+"""``plan``: the peak memory of a run before it is run, and the settings that fit a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from .budget import Budget, process_bound, readable
+from .config import METHODS, TrainConfig
+from .data import Picture
+from .drawing import Stages
+from .errors import InputError
+from .memory import MemoryRecorder, anonymous_resident_bytes
+from .models import Model, open_model
+from .resolution import resolve
+from .simulation import simulated, simulated_tensors
+from .training import Training
+
+GUIDANCE = 7.5  # any above 1 has two halves
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The peak bytes of tensors in each phase of a run with these settings."""
+
+    model: str
+    method: str
+    train: str
+    weights: str
+    hollow: str | None
+    offload: str
+    checkpointing: bool
+    low_res_ratio: float
+    phases: dict[str, int]
+    fits: bool
+    config: TrainConfig = field(repr=False)
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.phases.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        values = {k: v for k, v in vars(self).items() if k != "config"}
+        return values | {"peak_bytes": self.peak_bytes}
+
+
+def plan(model: Any = "tiny", memory_budget: Any = None, **settings: Any) -> list[Prediction]:
+    """Predict the peak memory of runs by running their own code on tensors without storage.
+
+    No weights are read, and neither the memory nor the GPU is needed.
+
+    Args:
+        model: As for :func:`sopt.train`.
+        memory_budget: "2GiB" of tensors, or "process:2GiB" of the whole process; all fit if None.
+        **settings: Of :class:`~sopt.config.TrainConfig`. What is not set varies: the method, and
+            checkpointing.
+
+    Returns:
+        One prediction per combination, those that fit first, the fastest of them first: without
+        checkpointing before with it, and methods in the order backprop-low, backprop-high,
+        selective, zeroth-order.
+
+    Raises:
+        InputError: A setting or the model will not do.
+
+    Example:
+        >>> best = plan("tiny", "64MiB", method="selective")[0]
+        >>> best.fits, max(best.phases, key=best.phases.get)
+        (True, 'sample')
+    """
+    budget = None if memory_budget is None else Budget.parse(memory_budget)
+    given = {"images": "-", "prompt": "a sks dog", "output": "-", "model": model} | settings
+    methods = [settings["method"]] if "method" in settings else _FASTEST_FIRST
+    configs = [TrainConfig.create(**given | {"method": method}) for method in methods]
+    opened = open_model(model)
+    candidates = [c for config in configs for c in variants(resolve(config, opened))]
+    rows = list(_predict(opened, candidates, budget, [_blank()]))
+    return sorted(rows, key=lambda row: (not row.fits, row.checkpointing))
+
+
+def variants(config: TrainConfig) -> list[TrainConfig]:
+    """The settings with what is not set filled in, in every way, the fastest first."""
+    if config.checkpointing is not None:
+        return [config]
+    if config.schedule == 1.0:  # no backprop
+        return [replace(config, checkpointing=True)]
+    return [replace(config, checkpointing=value) for value in (False, True)]
+
+
+def choose(
+    config: TrainConfig, model: Model, pictures: Sequence[Picture], budget: Budget
+) -> Prediction:
+    """The fastest variant of ``config`` that fits the budget.
+
+    Raises:
+        InputError: None does; the message says what would.
+    """
+    rows = []
+    for row in _predict(model, variants(config), budget, pictures):
+        if row.fits:
+            return row
+        rows.append(row)
+    best = min(rows, key=lambda row: row.peak_bytes)
+    phase = max(best.phases, key=lambda name: best.phases[name])
+    needed = best.peak_bytes
+    hint = ""
+    if budget.of_process:
+        needed = process_bound(needed, anonymous_resident_bytes())
+    smaller: dict[str, Any] = {"weights": "bfloat16", "checkpointing": True, "low_res_ratio": 0.5}
+    for name, value in smaller.items():
+        if getattr(config, name) in (None, value):
+            continue
+        changed = replace(config, **{name: value})
+        (other,) = _predict(model, variants(changed)[-1:], budget, pictures)
+        if other.fits:
+            hint = f"; {name}={value} would fit"
+            break
+    raise InputError(
+        f"memory_budget={config.memory_budget!r} is too small for these settings: the smallest "
+        f"that would do is {readable(needed)}, for the phase {phase}{hint}"
+    )
+
+
+_FASTEST_FIRST = ("backprop-low", "backprop-high", "selective", "zeroth-order")
+assert set(_FASTEST_FIRST) == set(METHODS)
+
+
+def _predict(
+    model: Model,
+    configs: Sequence[TrainConfig],
+    budget: Budget | None,
+    pictures: Sequence[Picture],
+) -> Iterator[Prediction]:
+    """Each prediction; what two settings have in common is simulated once."""
+    simulation = _Simulation(model, pictures)
+    at_start = anonymous_resident_bytes()
+    for config in tqdm(configs, desc="simulating", disable=len(configs) < 2, leave=False):
+        phases = simulation.phases(config)
+        peak = max(phases.values())
+        yield Prediction(
+            model=model.name,
+            method=config.method,
+            train="lora",
+            weights=str(config.weights),
+            hollow=None,
+            offload="none",
+            checkpointing=bool(config.checkpointing),
+            low_res_ratio=config.low_res_ratio,
+            phases=phases,
+            fits=budget is None or budget.holds(peak, at_start),
+            config=config,
+        )
+
+
+class _Simulation:
+    """Peaks of the phases of runs on one model, each distinct one simulated once."""
+
+    def __init__(self, model: Model, pictures: Sequence[Picture]) -> None:
+        self._model = simulated(model)
+        self._pictures = pictures
+        self._known: dict[Any, dict[str, int]] = {}
+
+    def phases(self, config: TrainConfig) -> dict[str, int]:
+        assert config.resolution is not None
+        found: dict[str, int] = {}
+        key: tuple[Any, ...]
+        one = replace(config, num_perturbations=1)  # the others repeat the first
+        if config.schedule != 0.0:
+            zo = replace(one, schedule=1.0, checkpointing=False)
+            beside = config.schedule != 1.0  # the state of the optimizer of backprop
+            key = ("zo", zo.resolution, zo.weights, zo.rank, beside)
+            found |= self._once(key, zo, "train-zo", beside)
+        if config.schedule != 1.0:
+            low, kept = config.low_resolution, config.checkpointing
+            bp = replace(one, schedule=0.0)
+            key = ("bp", low, config.weights, config.rank, kept)
+            self._raise(found, self._once(key, bp, "train-bp", True))
+        key = ("sample", config.resolution, config.weights)
+        self._raise(found, self._once(key, config, "sample", False))
+        return found
+
+    @staticmethod
+    def _raise(found: dict[str, int], more: dict[str, int]) -> None:
+        for phase, peak in more.items():
+            found[phase] = max(peak, found.get(phase, 0))
+
+    def _once(self, key: Any, config: TrainConfig, phase: str, optimizes: bool) -> dict[str, int]:
+        if key not in self._known:
+            self._known[key] = self._run(config, phase, optimizes)
+        return self._known[key]
+
+    def _run(self, config: TrainConfig, phase: str, optimizes: bool) -> dict[str, int]:
+        with simulated_tensors(), MemoryRecorder(torch.device("cpu"), found=False) as memory:
+            if phase == "sample":
+                with memory.phase("sample"):
+                    self._sample(config)
+                return dict(memory.peaks)
+            training = Training(config, self._model, self._pictures, memory)
+            if optimizes:
+                training.make_optimizer_state()
+            with memory.phase(phase):
+                step = training.zeroth_order if phase == "train-zo" else training.backprop
+                step(1, 0)
+            return dict(memory.peaks)
+
+    def _sample(self, config: TrainConfig) -> None:
+        dtype = getattr(torch, str(config.weights))
+        stages = Stages(self._model, dtype, torch.device("cpu"), low_memory=True)
+        texts = stages.encode(config.prompt, guided=True)
+        assert config.resolution is not None
+        latents = stages.denoise(texts, [[0]], config.resolution, 1, GUIDANCE)
+        for _ in stages.decode(latents):
+            pass
+
+
+def _blank() -> Picture:
+    return Picture("blank", Image.new("RGB", (8, 8)))
+
+
+def table(rows: Sequence[Prediction]) -> str:
+    """The predictions as text: sizes in MiB."""
+    phases = list(dict.fromkeys(phase for row in rows for phase in row.phases))
+    header = ["method", "weights", "checkpointing", "low side", *phases, "peak", "fits"]
+    lines = [header]
+    for row in rows:
+        low = "-" if row.config.schedule == 1.0 else str(row.config.low_resolution)
+        sizes = [f"{row.phases[p] / 2**20:.0f}" if p in row.phases else "-" for p in phases]
+        kept = "on" if row.checkpointing else "off"
+        settings = [row.method, row.weights, "-" if low == "-" else kept, low]
+        peak = f"{row.peak_bytes / 2**20:.0f}"
+        lines.append([*settings, *sizes, peak, "yes" if row.fits else "no"])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

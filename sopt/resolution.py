@@ -1,0 +1,48 @@
+"""The settings of a run with what depends on the model and the machine filled in and checked."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+from .config import TrainConfig
+from .devices import resolve_device, resolve_weights
+from .errors import InputError
+from .models import Model
+
+MUCH = 1.5  # times or a part of the model's own resolution: further away it draws badly
+
+
+def resolve(config: TrainConfig, model: Model) -> TrainConfig:
+    """The settings with device, weights and resolution filled in and checked against the model.
+
+    Raises:
+        InputError: The machine has no such device or dtype, or a side does not go with the model.
+    """
+    factor, smallest = model.vae_factor, model.smallest_resolution
+    resolution = model.native_resolution if config.resolution is None else config.resolution
+    multiple = model.side_multiple
+    if resolution % multiple or resolution < smallest:
+        raise InputError(
+            f"resolution must be a multiple of {multiple} (of the VAE's factor, and of 8 in "
+            f"diffusers) and at least {smallest}, got {resolution}"
+        )
+    device = resolve_device(config.device)
+    weights = resolve_weights(config.weights, device)
+    if resolution > MUCH * model.native_resolution or MUCH * resolution < model.native_resolution:
+        warnings.warn(
+            f"resolution={resolution}: the model was made for {model.native_resolution} pixels",
+            stacklevel=4,
+        )
+    config = replace(config, device=device, resolution=resolution, weights=weights)
+    low = config.low_resolution
+    if config.schedule != 1.0 and (low % factor or low < smallest):
+        fitting = sorted({max(smallest, low // factor * factor), (low // factor + 1) * factor})
+        fitting = [side for side in fitting if smallest <= side <= resolution]
+        raise InputError(
+            f"low_res_ratio={config.low_res_ratio:g} makes pictures of {low} pixels, but a side "
+            f"must be a multiple of the VAE's factor {factor} and at least {smallest}: "
+            + " or ".join(f"{side / resolution:g} (side {side})" for side in fitting)
+            + " would fit"
+        )
+    return config
