@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .cache import build_cache
 from .checkpoint import Checkpoint, History, fingerprint, optimizer_state
 from .config import TrainConfig
-from .data import Picture, load_pictures
+from .data import Picture, describe_pictures, load_pictures
 from .devices import resolve_device
 from .errors import InputError
 from .export import save_diffusers_lora, save_kohya_lora
@@ -73,10 +73,17 @@ def train(**settings: Any) -> Run:
         >>> run.adapter, run.memory["train-bp"], run.history[-1]["loss"]
     """
     config = TrainConfig.create(**settings)
-    pictures = load_pictures(config.images)
+    pictures = _load_pictures(config)
     model = open_model(config.model)
     config = _resolve(config, model)
-    identity = config.bits() | {"images": picture_fingerprint(pictures)}
+    subjects, priors = (
+        [picture for picture in pictures if picture.regularization == regularization]
+        for regularization in (False, True)
+    )
+    identity = config.bits() | {
+        "images": picture_fingerprint(subjects),
+        "prior_images": picture_fingerprint(priors),
+    }
     if callable(config.schedule):
         identity["schedule_values"] = _schedule_fingerprint(config, model.num_train_timesteps)
     with contextlib.closing(RunFolder(config.output)) as folder:
@@ -88,6 +95,20 @@ def train(**settings: Any) -> Run:
             check_writable(config.output)
             _run(config, model, pictures, folder, identity)
         return folder.run(config)
+
+
+def _load_pictures(config: TrainConfig) -> list[Picture]:
+    """Pictures of the subject and for prior preservation, shown with their captions."""
+    pictures = load_pictures(config.images, config.prompt)
+    if config.prior_images is not None:
+        pictures += load_pictures(config.prior_images, config.prior_prompt, regularization=True)
+    elif config.prior_weight != 1 and not any(picture.regularization for picture in pictures):
+        raise InputError(
+            f"prior_weight={config.prior_weight:g} has no effect without prior_images, "
+            "or reg/ beside the img/ of a kohya folder"
+        )
+    logger.info("%s", describe_pictures(pictures))
+    return pictures
 
 
 def _run(
@@ -115,7 +136,7 @@ def _optimize(
     memory: MemoryRecorder,
 ) -> dict[str, Tensor]:
     """Cache and train; returns the adapter on the CPU, with all else gone from memory."""
-    cache = build_cache(model, config.prompt, pictures, _sides(config), memory)
+    cache = build_cache(model, pictures, _sides(config), memory)
     with memory.phase("load"):
         unet = model.load_unet().to(memory.device)
         weights = fingerprint(unet)
@@ -123,7 +144,13 @@ def _optimize(
     unet.enable_gradient_checkpointing()
     optimizer = torch.optim.AdamW(adapter.values(), lr=config.lr)
     schedule = make_schedule(config.schedule, config.steps, model.num_train_timesteps)
-    loss = partial(diffusion_loss, unet, model.noise_scheduler())
+    loss = partial(
+        diffusion_loss,
+        unet,
+        model.noise_scheduler(),
+        min_snr=config.min_snr,
+        prior_weight=config.prior_weight,
+    )
     skipped = {"bp": 0, "zo": 0}
     start = 0
     folder.lock()  # the first trace of the run: what could be wrong was checked

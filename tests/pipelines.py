@@ -57,11 +57,11 @@ def act_at_loss(patch, number, action) -> list:
 
     calls: list[int] = []
 
-    def loss(*arguments):
+    def loss(*arguments, **options):
         calls.append(1)
         if len(calls) == number:
             action()
-        return diffusion_loss(*arguments)
+        return diffusion_loss(*arguments, **options)
 
     patch.setattr("sopt.trainer.diffusion_loss", loss)
     return calls

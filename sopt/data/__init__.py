@@ -1,0 +1,6 @@
+"""Pictures of a subject with their captions, from any layout of folder that trainers use."""
+
+from .intake import describe_pictures, load_pictures
+from .picture import Picture, to_pixels, weighted_index
+
+__all__ = ["Picture", "describe_pictures", "load_pictures", "to_pixels", "weighted_index"]
