@@ -93,12 +93,13 @@ def train(**settings: Any) -> Run:
         else:
             del previous  # else its tensors would be in memory all along
             check_writable(config.output)
+            logger.info("%s", describe_pictures(pictures))
             _run(config, model, pictures, folder, identity)
         return folder.run(config)
 
 
 def _load_pictures(config: TrainConfig) -> list[Picture]:
-    """Pictures of the subject and for prior preservation, shown with their captions."""
+    """Pictures of the subject, and those for prior preservation."""
     pictures = load_pictures(config.images, config.prompt)
     if config.prior_images is not None:
         pictures += load_pictures(config.prior_images, config.prior_prompt, regularization=True)
@@ -107,7 +108,6 @@ def _load_pictures(config: TrainConfig) -> list[Picture]:
             f"prior_weight={config.prior_weight:g} has no effect without prior_images, "
             "or reg/ beside the img/ of a kohya folder"
         )
-    logger.info("%s", describe_pictures(pictures))
     return pictures
 
 

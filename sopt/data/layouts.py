@@ -57,19 +57,19 @@ def find_pictures(folder: Path) -> Found:
     entries = _entries(folder)
     rows = read_rows(folder)
     if not rows.files and not any(map(is_picture_file, entries)):
-        images, regularization, train = (folder / name for name in ("img", "reg", "train"))
+        images, priors, train = (folder / name for name in ("img", "reg", "train"))
         if _has_kohya_folders(images):
-            found = Found(skipped=[e for e in entries if e != images])
-            found.add(_find_kohya(images))
-            if _has_kohya_folders(regularization):
-                found.skipped.remove(regularization)
-                found.add(_find_kohya(regularization, regularization=True))
+            found, used = _find_kohya(images), [images]
+            if _has_kohya_folders(priors):
+                found.add(_find_kohya(priors, regularization=True))
+                used.append(priors)
+            found.skipped += [entry for entry in entries if entry not in used]
             return found
         if _has_kohya_folders(folder):
             return _find_kohya(folder)
         if train.is_dir():
-            found = Found(skipped=[entry for entry in entries if entry != train])
-            found.add(_find_flat(train, _entries(train), read_rows(train)))
+            found = _find_flat(train, _entries(train), read_rows(train))
+            found.skipped += [entry for entry in entries if entry != train]
             return found
     return _find_flat(folder, entries, rows)
 
