@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .data import Picture, square_crop, to_pixels
+from .data import Picture, square_crop, to_pixels, weighted_index
 from .memory import MemoryRecorder
 from .models import Model
 from .models.conditioning import Prompt, encode_prompts, time_ids
@@ -36,44 +36,63 @@ class EncodedPicture:
 class Cache:
     """What the steps draw from."""
 
-    prompt: Prompt
-    pictures: Mapping[int, list[EncodedPicture]]  # all of them, by side in pixels
+    pictures: Sequence[Picture]
+    prompts: Mapping[str, Prompt]  # by caption
+    encoded: Mapping[int, list[EncodedPicture]]  # every picture, by side in pixels
 
     def draw(self, run_seed: int, step: int, timestep: int, side: int) -> Sample:
-        """The sample of a step at one side: a picture, its latents, and the noise on them."""
-        pictures = self.pictures[side]
-        picture = pictures[integer(seed64(run_seed, step, 0, Tag.IMAGE), 0, len(pictures))]
+        """The sample of a step at one side: a picture, its latents, and the noise on them; and
+        one of a picture for prior preservation, if there are any."""
+        priors = [i for i, picture in enumerate(self.pictures) if picture.regularization]
+        subjects = [i for i, picture in enumerate(self.pictures) if not picture.regularization]
+        sample = self._draw(subjects, run_seed, step, 0, timestep, side)
+        if priors:  # at the timestep on which the step's kind depends, with noise of its own
+            prior = self._draw(priors, run_seed, step, 1, timestep, side)
+            sample = replace(sample, prior=prior)
+        return sample
+
+    def _draw(
+        self, chosen: list[int], run_seed: int, step: int, index: int, timestep: int, side: int
+    ) -> Sample:
+        pictures = [self.pictures[i] for i in chosen]
+        tickets = sum(picture.repeats for picture in pictures)
+        draw = integer(seed64(run_seed, step, index, Tag.IMAGE), 0, tickets)
+        position = chosen[weighted_index(draw, pictures)]
+        picture, prompt = (
+            self.encoded[side][position],
+            self.prompts[self.pictures[position].caption],
+        )
         shape, device = tuple(picture.mean.shape), picture.mean.device
-        latent_seed = seed64(run_seed, step, 0, Tag.VAE_LATENT)
-        noise_seed = seed64(run_seed, step, 0, Tag.DIFFUSION_NOISE)
+        latent_seed = seed64(run_seed, step, index, Tag.VAE_LATENT)
+        noise_seed = seed64(run_seed, step, index, Tag.DIFFUSION_NOISE)
         added = None
-        if self.prompt.pooled is not None and picture.time_ids is not None:
-            added = {"text_embeds": self.prompt.pooled, "time_ids": picture.time_ids}
+        if prompt.pooled is not None and picture.time_ids is not None:
+            added = {"text_embeds": prompt.pooled, "time_ids": picture.time_ids}
         return Sample(
             latents=picture.sample(noise(shape, latent_seed, "vae_latent", device)),
             noise=noise(shape, noise_seed, "diffusion_noise", device),
             timestep=timestep,
-            prompt=self.prompt.tokens,
+            prompt=prompt.tokens,
             added=added,
         )
 
 
 def build_cache(
     model: Model,
-    prompt: str,
     pictures: Sequence[Picture],
     sides: Sequence[int],
     dtype: torch.dtype,
     memory: MemoryRecorder,
 ) -> Cache:
-    """Encode the prompt, then the pictures at each side; no encoder stays in memory.
+    """Encode the captions, then the pictures at each side; no encoder stays in memory.
 
     Args:
         dtype: Of the text encoders' weights. The VAE's are float32: SDXL's overflows in float16,
             and in bfloat16 its latents are off by more than a photo's noise.
     """
-    encoded = encode_prompts(model, [prompt], dtype, memory)[prompt]
-    return Cache(encoded, _encode_pictures(model, pictures, sides, memory))
+    captions = dict.fromkeys(picture.caption for picture in pictures)
+    prompts = encode_prompts(model, list(captions), dtype, memory)
+    return Cache(pictures, prompts, _encode_pictures(model, pictures, sides, memory))
 
 
 @torch.no_grad()

@@ -6,12 +6,14 @@ takes seconds to import, is imported only once the options are known to be right
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import inspect
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -64,8 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(options: dict[str, Any]) -> None:
     """Train an adapter on pictures of a subject."""
     json_file = _json_file(options)
-    if "images" in options and len(options["images"]) == 1:
-        (options["images"],) = options["images"]
+    for name in ("images", "prior_images"):
+        if len(options.get(name, ())) == 1:
+            (options[name],) = options[name]
     if config_file := options.pop("config", None):
         config = TrainConfig.from_yaml(config_file, **options)
         options = {each.name: getattr(config, each.name) for each in fields(config)}
@@ -73,7 +76,8 @@ def train(options: dict[str, Any]) -> None:
 
     from .trainer import train as train_run
 
-    run = train_run(**options)
+    with _printed_log():
+        run = train_run(**options)
     figures = {"adapter": str(run.adapter), "steps": len(run.history), "memory": run.memory}
     _write_json(json_file, figures)
     print(f"adapter      {run.adapter}")
@@ -220,7 +224,7 @@ def _add_settings(parser: argparse.ArgumentParser, without: Sequence[str] = ()) 
             # TrainConfig turns text into numbers where it expects them, and says so if it cannot;
             # whole numbers alone it takes as they are.
             type=int if str(setting.type).startswith("int") else str,
-            nargs="+" if setting.name == "images" else None,
+            nargs="+" if setting.name.endswith("images") else None,
             help=text.replace("%", "%%"),
         )
 
@@ -310,6 +314,20 @@ def _peaks(phases: Mapping[str, int]) -> str:
 
 def _mib(number_of_bytes: int) -> str:
     return f"{number_of_bytes / MIB:.0f} MiB"
+
+
+@contextlib.contextmanager
+def _printed_log() -> Iterator[None]:
+    """Meanwhile what the package logs, the captions of the pictures above all, is on stderr."""
+    logger, handler = logging.getLogger("sopt"), logging.StreamHandler()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

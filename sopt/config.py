@@ -136,6 +136,26 @@ class TrainConfig:
     noise: str = field(
         default="gaussian", metadata=_help(f"noise of the perturbations: {' or '.join(NOISES)}")
     )
+    min_snr: float | None = field(
+        default=None,
+        metadata=_help(
+            "gamma of the min-SNR weights of the loss, above 0 (its authors use 5); all timesteps "
+            "count alike if not given"
+        ),
+    )
+    prior_images: Any = field(
+        default=None,
+        metadata=_help(
+            "pictures of the subject's class for prior preservation: a folder, files, or PIL images"
+        ),
+    )
+    prior_prompt: str | None = field(
+        default=None,
+        metadata=_help("text for prior_images without captions of their own: 'a dog'"),
+    )
+    prior_weight: float = field(
+        default=1.0, metadata=_help("factor on the loss of the prior pictures, above 0")
+    )
     checkpoint_every: int = field(
         default=50, metadata=_help("steps between two checkpoints, at least 1")
     )
@@ -174,6 +194,10 @@ class TrainConfig:
                     f"{name}={settings[name]!r} does not go with method={method!r}, "
                     f"which means {name}={implied:g}"
                 )
+        if checked.get("prior_prompt") is not None and checked.get("prior_images") is None:
+            raise InputError(
+                f"prior_prompt={checked['prior_prompt']!r} does not go without prior_images"
+            )
         return cls(**checked)
 
     @classmethod
@@ -207,9 +231,11 @@ class TrainConfig:
 def _checked(name: str, value: Any) -> Any:
     """``value`` in the type of the setting ``name``, or an InputError naming the rule."""
     match name:
-        case "prompt":
+        case "prior_images" | "prior_prompt" | "min_snr" if value is None:
+            return None
+        case "prompt" | "prior_prompt":
             if not isinstance(value, str) or not value.strip():
-                raise InputError(f"prompt must be a text that is not empty, got {value!r}")
+                raise InputError(f"{name} must be a text that is not empty, got {value!r}")
             return value
         case "output":
             if not isinstance(value, (str, Path)) or not str(value):
@@ -217,9 +243,9 @@ def _checked(name: str, value: Any) -> Any:
             return str(value)
         case "model":
             return str(value) if isinstance(value, Path) else value
-        case "images":
+        case "images" | "prior_images":
             if isinstance(value, (list, tuple)) and not value:
-                raise InputError("images must name at least one picture, got an empty list")
+                raise InputError(f"{name} must name at least one picture, got an empty list")
             return value
         case "method":
             return _choice(name, value, METHODS)
@@ -238,7 +264,7 @@ def _checked(name: str, value: Any) -> Any:
             if not 0 < ratio <= 1:
                 raise InputError(f"low_res_ratio must be in (0, 1], got {value!r}")
             return ratio
-        case "lr" | "eps":
+        case "lr" | "eps" | "min_snr" | "prior_weight":
             number = _number(name, value)
             if number <= 0:
                 raise InputError(f"{name} must be above 0, got {value!r}")

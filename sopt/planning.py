@@ -220,7 +220,7 @@ class _Simulation:
 
 
 def _blank() -> Picture:
-    return Picture("blank", Image.new("RGB", (8, 8)))
+    return Picture("blank", Image.new("RGB", (8, 8)), "a sks dog")
 
 
 def table(rows: Sequence[Prediction]) -> str:

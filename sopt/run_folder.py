@@ -77,7 +77,8 @@ class RunFolder:
         if self.config.exists():
             # The pictures are compared by content, below: they may have moved. So is what else
             # only the checkpoint knows.
-            known = {**settings, **read_yaml(self.config), "images": settings["images"]}
+            by_content = {name: settings[name] for name in ("images", "prior_images")}
+            known = {**settings, **read_yaml(self.config), **by_content}
             self._check_same(known, settings)
         if not self.checkpoint.exists():
             return None
@@ -132,10 +133,11 @@ class RunFolder:
 
 
 def picture_fingerprint(pictures: Sequence[Picture]) -> str:
-    """A name for the pictures' content: BLAKE2b over their sizes and pixels, in order."""
+    """A name for what the run sees of the pictures: BLAKE2b over their sizes, captions, repeats and
+    pixels, in order."""
     digest = hashlib.blake2b(digest_size=16)
     for picture in pictures:
         image = picture.image
-        digest.update("{} x {}\n".format(*image.size).encode())
+        digest.update(json.dumps([image.size, picture.caption, picture.repeats]).encode() + b"\n")
         digest.update(image.tobytes())
     return f"{len(pictures)} pictures with checksum {digest.hexdigest()}"

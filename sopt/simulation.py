@@ -55,7 +55,7 @@ class _ScalarsAreOne(TorchDispatchMode):
         if tensors and not any(isinstance(x, FakeTensor) for x in tensors):
             with _disable_current_modes():  # real tensors, such as a sampler's, stay so
                 return func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func.name() == "aten::_local_scalar_dense":  # what bool(), item() and tolist() read
             return _one(*tensors)
         return func(*args, **(kwargs or {}))
 

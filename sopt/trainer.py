@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .budget import Budget, process_bound, readable
 from .checkpoint import Checkpoint, History, fingerprint, optimizer_state
 from .config import TrainConfig
-from .data import Picture, load_pictures
+from .data import Picture, describe_pictures, load_pictures
 from .errors import InputError
 from .export import save_diffusers_lora, save_kohya_lora
 from .files import check_writable, write_bytes, write_json, write_text
@@ -70,11 +70,18 @@ def train(**settings: Any) -> Run:
         >>> run.adapter, run.memory["train-bp"], run.history[-1]["loss"]
     """
     config = TrainConfig.create(**settings)
-    pictures = load_pictures(config.images)
+    pictures = _load_pictures(config)
     model = open_model(config.model)
     config = _settle(resolve(config, model), model, pictures)
     weights = getattr(torch, str(config.weights))
-    identity = config.bits() | {"images": picture_fingerprint(pictures)}
+    subjects, priors = (
+        [picture for picture in pictures if picture.regularization == regularization]
+        for regularization in (False, True)
+    )
+    identity = config.bits() | {
+        "images": picture_fingerprint(subjects),
+        "prior_images": picture_fingerprint(priors),
+    }
     if callable(config.schedule):
         identity["schedule_values"] = _schedule_fingerprint(config, model.num_train_timesteps)
     with contextlib.closing(RunFolder(config.output)) as folder:
@@ -84,8 +91,22 @@ def train(**settings: Any) -> Run:
         else:
             del previous  # else its tensors would be in memory all along
             check_writable(config.output)
+            logger.info("%s", describe_pictures(pictures))
             _run(config, model, pictures, folder, identity)
         return folder.run(config)
+
+
+def _load_pictures(config: TrainConfig) -> list[Picture]:
+    """Pictures of the subject, and those for prior preservation."""
+    pictures = load_pictures(config.images, config.prompt)
+    if config.prior_images is not None:
+        pictures += load_pictures(config.prior_images, config.prior_prompt, regularization=True)
+    elif config.prior_weight != 1 and not any(picture.regularization for picture in pictures):
+        raise InputError(
+            f"prior_weight={config.prior_weight:g} has no effect without prior_images, "
+            "or reg/ beside the img/ of a kohya folder"
+        )
+    return pictures
 
 
 def _run(

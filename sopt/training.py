@@ -40,7 +40,7 @@ class Training:
     ) -> None:
         self._config = config
         dtype = getattr(torch, str(config.weights))
-        self._cache = build_cache(model, config.prompt, pictures, sides(config), dtype, memory)
+        self._cache = build_cache(model, pictures, sides(config), dtype, memory)
         with memory.phase("load"):
             unet = model.load("unet", dtype, memory.device)
             self.adapter = inject_lora(unet, config.rank, config.seed)
@@ -49,7 +49,13 @@ class Training:
             unet.enable_gradient_checkpointing()
         self.optimizer = torch.optim.AdamW(self.adapter.values(), lr=config.lr)
         self._unet = unet
-        self._loss = partial(diffusion_loss, unet, model.noise_scheduler())
+        self._loss = partial(
+            diffusion_loss,
+            unet,
+            model.noise_scheduler(),
+            min_snr=config.min_snr,
+            prior_weight=config.prior_weight,
+        )
 
     def backprop(self, step: int, timestep: int) -> dict[str, Any]:
         """A backprop step at the low side: what the history says about it."""

@@ -47,6 +47,9 @@ class SkipMemory(contextlib.nullcontext):
 
     bytes = peak = 0
 
+    def __init__(self, *arguments):
+        super().__init__()
+
 
 def act_at_loss(patch, number, action) -> list:
     """Call ``action`` when a run evaluates its loss for the ``number``-th time, from 1.
@@ -57,11 +60,11 @@ def act_at_loss(patch, number, action) -> list:
 
     calls: list[int] = []
 
-    def loss(*arguments):
+    def loss(*arguments, **options):
         calls.append(1)
         if len(calls) == number:
             action()
-        return diffusion_loss(*arguments)
+        return diffusion_loss(*arguments, **options)
 
     patch.setattr("sopt.training.diffusion_loss", loss)
     return calls

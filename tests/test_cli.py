@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def refuse(arguments, capsys):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "expected a command: train, generate, demo, doctor; --help says more"),
+        ([], "expected a command: train, generate, plan, demo, doctor; --help says more"),
         (["trian"], "unknown command 'trian': did you mean 'train'?"),
         (["--verison"], "unknown option '--verison': did you mean '--version'?"),
         (["train", "--ranks", "3"], "unknown option '--ranks': did you mean '--rank'?"),
@@ -114,10 +115,12 @@ def test_settings_reach_train_in_their_types(workplace, monkeypatch, capsys):
 
     monkeypatch.setattr("sopt.trainer.train", train)
     options = ["--steps=7", "--low-res-ratio", "0.75", "--schedule", "0.5", "--zo_lr", "1e-4"]
+    options += ["--prior-images", "dogs", "--prior-prompt", "a dog", "--min-snr", "5"]
     assert cli.main([*TRAIN, *options, "--json", "figures.json"]) == 0
     assert received == {
         "images": "dog", "prompt": PROMPT, "output": "run", "model": "model", "steps": 7,
         "low_res_ratio": "0.75", "schedule": "0.5", "zo_lr": "1e-4",
+        "prior_images": "dogs", "prior_prompt": "a dog", "min_snr": "5",
     }  # fmt: skip
     assert TrainConfig.create(**received).schedule == 0.5
     figures = json.loads((workplace / "figures.json").read_text())
@@ -150,11 +153,14 @@ def test_ctrl_c_is_status_130_and_a_bug_keeps_its_traceback(workplace, monkeypat
 
 def test_train_then_generate(workplace, quick, capsys):
     (workplace / "dog" / "notes.txt").touch()
+    (workplace / "dog" / "2.txt").write_text("a sks dog, lying")
     arguments = [*TRAIN, "--steps", "4", "--schedule", "0.5", "--json", "figures.json"]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr()
     assert "run/pytorch_lora_weights.safetensors" in printed.out
     assert "sopt: warning: images: skipped in dog: notes.txt\n" in printed.err
+    assert "\n2.png          1  a sks dog, lying\n" in printed.err
+    assert not logging.getLogger("sopt").handlers
     figures = json.loads((workplace / "figures.json").read_text())
     assert figures["steps"] == 4
     assert {"train-bp", "train-zo"} <= figures["memory"].keys()
@@ -190,6 +196,11 @@ def text_as_png(workplace):
     return [], r"images: dog/3\.png is not a"
 
 
+def empty_caption(workplace):
+    (workplace / "dog" / "1.txt").touch()
+    return [], r"images: the caption file dog/1\.txt is empty"
+
+
 def no_unet(workplace):
     (workplace / "other").mkdir()
     for part in (workplace / "model").iterdir():
@@ -204,8 +215,12 @@ def unwritable_output(workplace):
 
 
 @pytest.mark.parametrize(
-    "case", [no_folder, empty_folder, corrupt_image, text_as_png, no_unet, unwritable_output]
-)
+    "case",
+    [
+        no_folder, empty_folder, corrupt_image, text_as_png, empty_caption, no_unet,
+        unwritable_output,
+    ],
+)  # fmt: skip
 def test_bad_input_is_one_line_and_writes_nothing(workplace, case, capsys):
     options, pattern = case(workplace)
     before = sorted(workplace.rglob("*"))

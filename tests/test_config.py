@@ -49,6 +49,12 @@ def create(**settings):
         ({"prompt": "  "}, "prompt must be a text that is not empty"),
         ({"output": ""}, "output must be the path of a folder"),
         ({"images": []}, "images must name at least one picture"),
+        ({"prior_images": []}, "prior_images must name at least one picture"),
+        ({"prior_prompt": "a dog"}, "prior_prompt='a dog' does not go without prior_images"),
+        ({"prior_prompt": " ", "prior_images": "x"}, "prior_prompt must be a text that is not"),
+        ({"prior_weight": 0}, "prior_weight must be above 0, got 0"),
+        ({"min_snr": 0}, "min_snr must be above 0, got 0"),
+        ({"min_snr": "five"}, "min_snr must be a finite number, got 'five'"),
         ({"device": 0}, "device must be a name"),
         ({"method": "backprop-low", "schedule": "dtap"}, "schedule='dtap' does not go with method"),
         ({"method": "backprop-high", "low_res_ratio": 0.5}, "low_res_ratio=0.5 does not go with"),
@@ -125,7 +131,8 @@ def test_output_checkpoints_and_resume_do_not_change_the_bits():
     changed = [
         {"steps": 2}, {"seed": 1}, {"rank": 2}, {"lr": 1}, {"zo_lr": 1}, {"eps": 1},
         {"num_perturbations": 1}, {"noise": "rademacher"}, {"low_res_ratio": 1}, {"prompt": "x"},
-        {"model": "x"}, {"schedule": "tap"}, {"resolution": 8}, {"device": "cpu"},
+        {"model": "x"}, {"schedule": "tap"}, {"resolution": 8}, {"device": "cpu"}, {"min_snr": 5},
+        {"prior_images": "x"}, {"prior_weight": 2},
     ]  # fmt: skip
     assert all(create().bits() != create(**settings).bits() for settings in changed)
 

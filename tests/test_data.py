@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sopt.data import FORMATS, SUFFIXES, Picture, load_pictures, to_pixels
+from sopt.data import Picture, load_pictures, to_pixels
+from sopt.data.picture import FORMATS, SUFFIXES
 from sopt.errors import InputError
 
+PROMPT = "a sks dog"
 SAVED_AS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
 
 
@@ -36,7 +38,7 @@ def test_a_folder_gives_its_pictures_in_order_of_their_names(folder):
         )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pictures = load_pictures(folder)
+        pictures = load_pictures(folder, PROMPT)
     assert [picture.name for picture in pictures] == [
         "5.JPG", "6.JPEG", "7.PNG", "8.WEBP", "9.BMP",
     ]  # fmt: skip
@@ -49,8 +51,16 @@ def test_files_and_pil_images_keep_the_order_given(folder):
     noise_image().save(folder / "b.png")
     noise_image().save(folder / "a.png")
     given = [folder / "b.png", noise_image(), str(folder / "a.png")]
-    assert [picture.name for picture in load_pictures(given)] == ["b.png", "image-2", "a.png"]
-    assert len(load_pictures(noise_image())) == len(load_pictures(str(folder / "a.png"))) == 1
+    assert [picture.name for picture in load_pictures(given, PROMPT)] == [
+        "b.png",
+        "image-2",
+        "a.png",
+    ]
+    assert (
+        len(load_pictures(noise_image(), PROMPT))
+        == len(load_pictures(str(folder / "a.png"), PROMPT))
+        == 1
+    )
 
 
 def test_stray_and_hidden_files_are_named_in_one_warning(folder):
@@ -60,7 +70,7 @@ def test_stray_and_hidden_files_are_named_in_one_warning(folder):
     (folder / ".DS_Store").write_bytes(b"\0")
     (folder / "folder.png").mkdir()
     with pytest.warns(UserWarning, match="skipped") as caught:
-        pictures = load_pictures(folder)
+        pictures = load_pictures(folder, PROMPT)
     assert [picture.name for picture in pictures] == ["dog.png"]
     assert len(caught) == 1
     for name in ["notes.txt", ".DS_Store", ".hidden.png", "folder.png"]:
@@ -73,7 +83,7 @@ def test_a_long_list_of_stray_files_is_cut(folder):
     for number in range(25):
         (folder / f"{number:02}.txt").touch()
     with pytest.warns(UserWarning, match=r"09\.txt and 15 more$"):
-        load_pictures(folder)
+        load_pictures(folder, PROMPT)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -90,7 +100,7 @@ def test_exif_rotation_gives_the_upright_picture(folder, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(folder / f"phone{suffix}", exif=exif, quality=95)
-    image = load_pictures(folder)[0].image
+    image = load_pictures(folder, PROMPT)[0].image
     assert image.size == (32, 16)
     # JPEG and WebP store 8 x 8 and 4 x 4 blocks, none of which crosses an edge of the quarter
     assert abs(values_of(image) - values_of(upright)).max() <= 8
@@ -104,7 +114,7 @@ def test_transparency_is_flattened_on_white(folder, mode):
         picture.quantize(8).save(folder / "cut-out.png")
     else:
         picture.convert(mode).save(folder / "cut-out.png")
-    values = values_of(load_pictures(folder)[0].image)
+    values = values_of(load_pictures(folder, PROMPT)[0].image)
     np.testing.assert_array_equal(values[0, 0], [90, 90, 90])
     assert (values[:, 1:] == 255).all()
     assert (values[1] == 255).all()
@@ -113,7 +123,7 @@ def test_transparency_is_flattened_on_white(folder, mode):
 def test_half_transparent_mixes_with_white(folder):
     Image.new("RGBA", (2, 2), (100, 0, 200, 128)).save(folder / "glass.png")
     expected = np.array([100, 0, 200]) * 128 / 255 + 255 * 127 / 255
-    values = values_of(load_pictures(folder)[0].image)
+    values = values_of(load_pictures(folder, PROMPT)[0].image)
     assert abs(values - expected).max() <= 1
 
 
@@ -122,14 +132,14 @@ def test_a_transparent_colour_of_a_png_is_transparent(folder):
     picture.putpixel((0, 0), (1, 2, 3))
     picture.save(folder / "key.png", transparency=(1, 2, 3))
     np.testing.assert_array_equal(
-        values_of(load_pictures(folder)[0].image)[0], [[255, 255, 255], [10, 20, 30]]
+        values_of(load_pictures(folder, PROMPT)[0].image)[0], [[255, 255, 255], [10, 20, 30]]
     )
 
 
 def test_sixteen_bits_are_scaled_not_clipped(folder):
     ramp = np.linspace(0, 65535, 256).reshape(16, 16).round().astype(np.uint16)
     Image.fromarray(ramp).save(folder / "scan.png")
-    values = values_of(load_pictures(folder)[0].image)
+    values = values_of(load_pictures(folder, PROMPT)[0].image)
     np.testing.assert_array_equal(values[..., 0].ravel(), np.arange(256))
     np.testing.assert_array_equal(values[..., 1], values[..., 2])
 
@@ -137,14 +147,14 @@ def test_sixteen_bits_are_scaled_not_clipped(folder):
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
 def test_other_modes_become_rgb(mode):
     grey = Image.new("L", (4, 4), 255).convert("RGB").convert(mode)
-    assert abs(values_of(load_pictures(grey)[0].image) - 255).max() <= 1
+    assert abs(values_of(load_pictures(grey, PROMPT)[0].image) - 255).max() <= 1
 
 
 def test_a_multi_picture_jpeg_gives_its_first_picture(folder):
     Image.new("RGB", (16, 16), "red").save(
         folder / "phone.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16))]
     )
-    assert values_of(load_pictures(folder)[0].image)[8, 8, 0] > 240
+    assert values_of(load_pictures(folder, PROMPT)[0].image)[8, 8, 0] > 240
 
 
 def text_named_png(folder):
@@ -168,7 +178,7 @@ def test_what_is_no_picture_is_refused(folder, make):
     make(folder)
     noise_image().save(folder / "another.png")
     with pytest.raises(InputError, match=r"images: .*dog\.png") as caught:
-        load_pictures(folder)
+        load_pictures(folder, PROMPT)
     assert "\n" not in str(caught.value)
 
 
@@ -180,7 +190,7 @@ def test_a_cut_off_picture_is_refused_before_anything_else(folder, format, kept)
     whole = (folder / f"dog{suffix}").read_bytes()
     (folder / f"dog{suffix}").write_bytes(whole[: int(len(whole) * kept)])
     with pytest.raises(InputError, match=f"images: .*dog{suffix}"):
-        load_pictures(folder)
+        load_pictures(folder, PROMPT)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -197,7 +207,7 @@ def test_damage_anywhere_is_harmless_or_an_input_error(folder, format):
             damaged[place] = random.integers(0, 4)  # small: a size of gigapixels would take long
         file.write_bytes(damaged)
         try:
-            assert Picture("dog", file).image.mode == "RGB"
+            assert Picture("dog", file, PROMPT).image.mode == "RGB"
         except InputError:
             refused += 1
     assert refused > 0
@@ -220,16 +230,16 @@ def test_damage_anywhere_is_harmless_or_an_input_error(folder, format):
 )
 def test_bad_input_is_one_sentence(folder, make, message):
     with pytest.raises(InputError, match=message) as caught:
-        load_pictures(make(folder))
+        load_pictures(make(folder), PROMPT)
     assert str(caught.value).startswith("images: ")
 
 
 def test_a_folder_of_other_files_says_what_it_holds(folder):
     (folder / "notes.txt").touch()
     with pytest.raises(InputError, match=r"it holds notes\.txt"):
-        load_pictures(folder)
+        load_pictures(folder, PROMPT)
     with pytest.raises(InputError, match=r"notes\.txt is not a \.jpg"):
-        load_pictures(folder / "notes.txt")
+        load_pictures(folder / "notes.txt", PROMPT)
 
 
 def test_pixels_of_the_wanted_size_are_exact():

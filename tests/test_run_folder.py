@@ -66,7 +66,7 @@ def test_a_damaged_checkpoint_is_an_input_error(settings, at_loss):
 CHANGES = {
     "steps": 5, "seed": 1, "rank": 2, "lr": 1e-4, "zo_lr": 0, "eps": 1e-3, "num_perturbations": 2,
     "noise": "rademacher", "low_res_ratio": 0.75, "prompt": "a dog", "schedule": "tap",
-    "resolution": 24,
+    "resolution": 24, "min_snr": 5.0,
 }  # fmt: skip
 
 

@@ -55,9 +55,9 @@ def losses(monkeypatch):
 
     seen = []
 
-    def recorded(unet, scheduler, sample):
+    def recorded(unet, scheduler, sample, **options):
         seen.append((torch.is_grad_enabled(), sample))
-        return diffusion_loss(unet, scheduler, sample)
+        return diffusion_loss(unet, scheduler, sample, **options)
 
     monkeypatch.setattr("sopt.training.diffusion_loss", recorded)
     return seen
@@ -169,7 +169,7 @@ def test_latents_and_noise_are_those_of_the_seeds(settings, quick, losses, micro
     sopt.train(**settings | {"method": "backprop-high", "schedule": 0, "steps": 3})
     vae = micro_model.load("vae")
     for step, (_, sample) in enumerate(losses, start=1):
-        picture = load_pictures(pictures)[integer(seed64(0, step, 0, Tag.IMAGE), 0, 3)]
+        picture = load_pictures(pictures, "x")[integer(seed64(0, step, 0, Tag.IMAGE), 0, 3)]
         with torch.no_grad():
             posterior = vae.encode(to_pixels(picture.image, 32)).latent_dist
         z = noise((1, 4, 8, 8), seed64(0, step, 0, Tag.VAE_LATENT), "vae_latent")
@@ -252,9 +252,9 @@ def test_the_encoders_have_left_memory_when_training_begins(settings, quick, mon
 
     monkeypatch.setattr(Model, "load", watched)
 
-    def counted(*arguments):
+    def counted(*arguments, **options):
         alive.append(sum(weight() is not None for weight in weights))
-        return diffusion_loss(*arguments)
+        return diffusion_loss(*arguments, **options)
 
     monkeypatch.setattr("sopt.training.diffusion_loss", counted)
     gc.disable()  # not by chance: nothing of theirs is in a reference cycle
@@ -286,7 +286,7 @@ def test_no_gradient_is_alive_in_a_zeroth_order_step(settings, quick, monkeypatc
 def test_losses_that_are_not_finite_are_skipped_and_counted(
     settings, quick, monkeypatch, micro_model, caplog
 ):
-    monkeypatch.setattr("sopt.training.diffusion_loss", lambda *a: torch.tensor(float("nan")))
+    monkeypatch.setattr("sopt.training.diffusion_loss", lambda *a, **k: torch.tensor(float("nan")))
     run = sopt.train(**settings)
     assert same_bits(adapter_of(run), initial_adapter(micro_model))
     for entry in run.history:

@@ -21,23 +21,71 @@ class Sample:
     noise: Tensor  # of the shape of latents
     timestep: int
     prompt: Tensor  # (1, tokens, width)
+    prior: Sample | None = None  # of a picture for prior preservation
     added: Mapping[str, Tensor] | None = None  # SDXL's pooled prompt and sizes, by diffusers' names
 
 
-def diffusion_loss(unet: Any, scheduler: Any, sample: Sample) -> Tensor:
+def diffusion_loss(
+    unet: Any,
+    scheduler: Any,
+    sample: Sample,
+    *,
+    min_snr: float | None = None,
+    prior_weight: float = 1.0,
+) -> Tensor:
     r"""Mean squared error of the U-Net's prediction on a noised sample, a float32 scalar.
 
-    .. math:: L = \frac{1}{d} \lVert u(\sqrt{\bar\alpha_t} x + \sqrt{1 - \bar\alpha_t} \epsilon,
+    .. math:: L = \frac{w_t}{d} \lVert u(\sqrt{\bar\alpha_t} x + \sqrt{1 - \bar\alpha_t} \epsilon,
               t, c) - y \rVert^2
 
     with the target y by the scheduler's ``prediction_type``: the noise :math:`\epsilon`
     (epsilon), :math:`\sqrt{\bar\alpha_t} \epsilon - \sqrt{1 - \bar\alpha_t} x` (v_prediction), or
-    the latents x (sample).
+    the latents x (sample). The weight :math:`w_t` is that of :func:`min_snr_weight`, or 1. If the
+    sample has a prior, its L, with the weight of its own timestep, is added ``prior_weight`` times.
 
     Source:
         Ho et al., "Denoising diffusion probabilistic models", NeurIPS 2020; v: Salimans & Ho,
-        "Progressive distillation for fast sampling of diffusion models", ICLR 2022.
+        "Progressive distillation for fast sampling of diffusion models", ICLR 2022; prior: Ruiz et
+        al., "DreamBooth", CVPR 2023.
     """
+    loss = _weighted_error(unet, scheduler, sample, min_snr)
+    if sample.prior is not None:
+        loss = loss + prior_weight * _weighted_error(unet, scheduler, sample.prior, min_snr)
+    return loss
+
+
+def min_snr_weight(scheduler: Any, timestep: int, gamma: float) -> float:
+    r"""Weight of the loss at a timestep, so that low noise levels do not dominate the gradient.
+
+    With :math:`\mathrm{SNR} = \bar\alpha_t / (1 - \bar\alpha_t)`, an error of the latents weighs
+    :math:`\min(\mathrm{SNR}, \gamma)`. An error of the noise is that of the latents times SNR, one
+    of v that of the latents times SNR + 1, hence
+
+    .. math:: w_t = \min(\mathrm{SNR}, \gamma) / \{\mathrm{SNR},\ \mathrm{SNR} + 1,\ 1\}
+              \text{ for epsilon, v\_prediction, sample.}
+
+    Source:
+        Hang et al., "Efficient diffusion training via min-SNR weighting strategy", ICCV 2023.
+
+    Example:
+        >>> from diffusers import DDPMScheduler
+        >>> scheduler = DDPMScheduler(prediction_type="v_prediction")
+        >>> snr = 1 / (1 / scheduler.alphas_cumprod[100].item() - 1)
+        >>> snr > 5, min_snr_weight(scheduler, 100, 5.0) == 5 / (snr + 1)
+        (True, True)
+    """
+    kept = scheduler.alphas_cumprod[timestep].item()
+    snr = kept / (1 - kept)
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            return gamma / max(snr, gamma)  # also at zero SNR, where the weight is 1
+        case "v_prediction":
+            return min(snr, gamma) / (snr + 1)
+        case _:
+            return min(snr, gamma)
+
+
+def _weighted_error(unet: Any, scheduler: Any, sample: Sample, min_snr: float | None) -> Tensor:
     timesteps = torch.tensor([sample.timestep], device=sample.latents.device)
     noisy = scheduler.add_noise(sample.latents, sample.noise, timesteps)
     dtype = unet.dtype
@@ -57,4 +105,7 @@ def diffusion_loss(unet: Any, scheduler: Any, sample: Sample) -> Tensor:
             target = sample.latents
         case other:
             raise AssertionError(f"prediction type {other} passed the check of open_model")
-    return functional.mse_loss(prediction.float(), target.float())
+    error = functional.mse_loss(prediction.float(), target.float())
+    if min_snr is None:
+        return error
+    return min_snr_weight(scheduler, sample.timestep, min_snr) * error
