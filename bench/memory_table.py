@@ -1,0 +1,163 @@
+"""Peak memory of every model and method, simulated at full size, beside what the paper reports.
+
+    python -m bench.memory_table [--models sd15 ssd1b] [--json bench/results/memory_table.json]
+
+Two accountings. The paper's, as reconstructed: all components resident, one VAE encoding a step, no
+checkpointing, float32 for SD1.5 and SD2.1 at 512 pixels, float16 autocast with a float32 VAE for
+SDXL and SSD-1B at 1024. Ours: what ``sopt.plan`` predicts for bfloat16 weights at the native size,
+where components come and go; and, for a comparison of like with like, ours with all components
+resident. Source of the paper's figures: arXiv 2507.10029, table 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import sopt
+from sopt.files import write_json
+from sopt.frozen import forget_inputs_of_frozen_convolutions
+from sopt.memory import MemoryRecorder
+from sopt.models import Model, inject_lora, open_model
+from sopt.simulation import simulated, simulated_tensors
+from sopt.steps.loss import Sample, diffusion_loss
+
+RATIOS = (1.0, 0.75, 0.625, 0.5)
+# MiB: of a backprop step by ratio of the side, and of a zeroth-order step at the full side.
+PAPER: dict[str, dict[Any, int]] = {
+    "sd15": {1.0: 5722, 0.75: 5033, 0.625: 4737, 0.5: 4547, "zo": 4756},
+    "sd21-base": {1.0: 6485, 0.75: 5832, 0.625: 5561, 0.5: 5368, "zo": 5613},
+    "sdxl": {1.0: 14397, 0.75: 11260, 0.625: 9958, 0.5: 8957, "zo": 9546},
+    "ssd1b": {1.0: 9030, 0.75: 7115, 0.625: 6338, 0.5: 5729, "zo": 7109},
+}
+MIB = 2**20
+
+
+def resident_peak(model: Model, side: int, *, backward: bool, ours: bool) -> int:
+    """Peak bytes of one step with all components in memory.
+
+    Args:
+        side: Of the pictures, in pixels.
+        backward: Backprop, else a forward pass alone.
+        ours: Frozen convolutions that keep no inputs and a VAE in tiles, else plain code.
+    """
+    half = model.takes_sizes
+    dtype = torch.float16 if half else torch.float32
+    cpu = torch.device("cpu")
+    with simulated_tensors(), MemoryRecorder(cpu, found=False) as memory:
+        fake = simulated(model)
+        networks = {c: fake.load(c, dtype) for c in model.kind.networks if c != "vae"}
+        unet, vae = networks["unet"], fake.load("vae")
+        adapter = inject_lora(unet, 4, 0)
+        if ours:
+            forget_inputs_of_frozen_convolutions(unet)
+            vae.enable_tiling()
+            vae.tile_sample_min_size, vae.tile_latent_min_size = 256, 256 // model.vae_factor
+        with memory.phase("step"):
+            with torch.no_grad():
+                latents = vae.encode(torch.zeros(1, 3, side, side)).latent_dist.mean
+            sample = _sample(model, latents, networks)
+            autocast = torch.autocast("cpu", dtype) if half else contextlib.nullcontext()
+            with autocast, torch.set_grad_enabled(backward):
+                loss = diffusion_loss(unet, model.noise_scheduler(), sample)
+                if backward:
+                    loss.backward()
+                    torch.optim.AdamW(adapter.values()).step()
+        return memory.peaks["step"]
+
+
+def _sample(model: Model, latents: torch.Tensor, networks: dict[str, Any]) -> Sample:
+    ids = torch.zeros(1, 77, dtype=torch.int64)
+    hidden, added = [], None
+    with torch.no_grad():
+        for name in model.kind.tokenizers:
+            out = networks[name](ids, output_hidden_states=model.takes_sizes)
+            hidden.append(out.hidden_states[-2] if model.takes_sizes else out[0])
+            if name == "text_encoder_2":
+                added = {"text_embeds": out[0], "time_ids": torch.zeros(1, 6)}
+    return Sample(latents, torch.zeros_like(latents), 500, torch.cat(hidden, dim=-1), added=added)
+
+
+def rows_of(family: str) -> dict[str, Any]:
+    """All figures of one model, in MiB."""
+    model = open_model(f"random:{family}")
+    native = model.native_resolution
+    found: dict[str, Any] = {"model": family, "side": native}
+    jobs = [("paper_path", False), ("ours_resident", True)]
+    for name, ours in jobs if family in PAPER else []:
+        figures = {}
+        for ratio in tqdm(RATIOS, desc=f"{family} {name}", leave=False):
+            side = round(native * ratio)
+            figures[str(ratio)] = resident_peak(model, side, backward=True, ours=ours) / MIB
+        figures["zo"] = resident_peak(model, native, backward=False, ours=ours) / MIB
+        found[name] = figures
+    if family in PAPER:
+        found["paper"] = {str(key): value for key, value in PAPER[family].items()}
+    found["ours"] = []
+    for method, ratios in (("backprop-high", [1.0]), ("selective", RATIOS[1:])):
+        for ratio in ratios:
+            settings = {} if ratio == 1.0 else {"low_res_ratio": ratio}
+            for row in sopt.plan(f"random:{family}", method=method, **settings):
+                values = row.to_dict()
+                phases = {phase: size / MIB for phase, size in values["phases"].items()}
+                found["ours"].append(
+                    {
+                        "method": method,
+                        "low_res_ratio": ratio,
+                        "checkpointing": row.checkpointing,
+                        "weights": row.weights,
+                        "phases": phases,
+                        "peak": row.peak_bytes / MIB,
+                    }
+                )
+    return found
+
+
+def saving(figures: dict[str, float], ratio: str = "0.5") -> float:
+    """What a selective run saves of BP-high's peak, in percent."""
+    return 100 * (1 - max(figures[ratio], figures["zo"]) / figures["1.0"])
+
+
+def report(results: list[dict[str, Any]]) -> str:
+    """The figures as Markdown."""
+    lines = ["| model | | BP-high | r = .75 | .625 | .5 | ZO | saved at .5 |", "|" + "---|" * 8]
+    for found in results:
+        for name in ("paper", "paper_path", "ours_resident"):
+            if figures := found.get(name):
+                cells = [f"{figures[key]:.0f}" for key in (*map(str, RATIOS), "zo")]
+                lines.append(
+                    f"| {found['model']} | {name.replace('_', ' ')} | {' | '.join(cells)} "
+                    f"| {saving(figures):.1f} % |"
+                )
+    lines += ["", "| model | method | r | checkpointing | phases | peak |", "|" + "---|" * 6]
+    for found in results:
+        for row in found["ours"]:
+            phases = ", ".join(f"{phase} {size:.0f}" for phase, size in row["phases"].items())
+            lines.append(
+                f"| {found['model']} | {row['method']} | {row['low_res_ratio']:g} "
+                f"| {'on' if row['checkpointing'] else 'off'} | {phases} | {row['peak']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", nargs="+", default=[*PAPER, "sd21"])
+    parser.add_argument("--json", type=Path, default=Path("bench/results/memory_table.json"))
+    arguments = parser.parse_args()
+    known = json.loads(arguments.json.read_text()) if arguments.json.exists() else []
+    results = {found["model"]: found for found in known}
+    for family in arguments.models:
+        results[family] = rows_of(family)
+        write_json(arguments.json, list(results.values()))
+    print(report(list(results.values())))
+
+
+if __name__ == "__main__":
+    main()

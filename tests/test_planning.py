@@ -1,0 +1,132 @@
+"""Plans: the figures of a simulation are those of a run, and a budget is kept."""
+
+import gc
+
+import pytest
+import torch
+
+import sopt
+from sopt import InputError
+from sopt.budget import Budget
+from sopt.memory import LiveStorage, MemoryRecorder, OverBudget
+from sopt.models import open_model
+from sopt.simulation import simulated, simulated_tensors
+
+KIB = 2**10
+
+
+@pytest.fixture
+def small(settings):
+    """Settings without the place of the run."""
+    return {k: v for k, v in settings.items() if k not in ("images", "prompt", "output")}
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("2GiB", Budget(2 * 2**30)),
+        ("1.5 GiB", Budget(3 * 2**29)),
+        ("1500MB", Budget(1_500_000_000)),
+        ("4096", Budget(4096)),
+        ("process:2gib", Budget(2 * 2**30, of_process=True)),
+    ],
+)
+def test_budgets_are_sizes_with_units(text, expected):
+    assert Budget.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "lots", "2 GiBs", "-1GiB", "0MiB", "memory:2GiB", "nan"])
+def test_what_is_no_budget_is_refused(text):
+    with pytest.raises(InputError, match="memory_budget must be"):
+        Budget.parse(text)
+
+
+@pytest.mark.parametrize("schedule", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_peaks_of_a_run_are_those_of_its_plan(settings, small, schedule, checkpointing):
+    chosen = {"schedule": schedule, "checkpointing": checkpointing, "steps": 8}
+    (planned,) = sopt.plan(method="selective", **small | chosen)
+    run = sopt.train(**settings | chosen)
+    for phase, peak in planned.phases.items():
+        # The run has what the simulation leaves out: three pictures instead of one, the graph's
+        # and the samplers' constants, the encoders' token ids. On a model of 300 KiB they count.
+        assert abs(peak - run.memory[phase]) <= 16 * KIB, phase
+    assert set(run.memory) - set(planned.phases) == {"save", "process_anonymous"}
+
+
+def test_a_simulation_reads_no_weights_and_has_no_storage(micro_model):
+    fake = simulated(micro_model)
+    with LiveStorage() as live:
+        before = live.bytes
+        with simulated_tensors():
+            unet = fake.load("unet", torch.bfloat16)
+            assert unet.dtype == torch.bfloat16
+            result = unet.conv_in(torch.ones(1, 4, 8, 8, dtype=torch.bfloat16))
+            assert bool(torch.isfinite(result).all())
+        assert live.bytes == before
+    assert result.shape == (1, 8, 8, 8)
+
+
+def test_rows_that_fit_come_first_and_the_fastest_of_them(small):
+    rows = sopt.plan(**small | {"schedule": "dtap"})
+    assert all(row.fits for row in rows)
+    assert [row.checkpointing for row in rows] == sorted(row.checkpointing for row in rows)
+    peaks = sorted(row.peak_bytes for row in rows)
+    limit = (peaks[0] + peaks[-1]) // 2
+    limited = sopt.plan(memory_budget=str(limit), **small | {"schedule": "dtap"})
+    assert [row.fits for row in limited] == sorted((row.fits for row in limited), reverse=True)
+    assert all(row.fits == (row.peak_bytes <= limit) for row in limited)
+    assert {row.fits for row in limited} == {True, False}
+
+
+def test_a_budget_decides_about_checkpointing(settings, small):
+    small |= {"low_res_ratio": 1.0, "method": "selective"}
+    rows = sopt.plan(**small)
+    kept, recomputed = (
+        next(row.phases["train-bp"] for row in rows if row.checkpointing is value)
+        for value in (False, True)
+    )
+    assert recomputed < kept  # else this test would prove nothing
+    peaks = {row.checkpointing: row.peak_bytes for row in rows}
+    assert peaks[True] < peaks[False]
+    budget = (peaks[True] + peaks[False]) // 2 + 8 * KIB
+    run = sopt.train(**settings | {"low_res_ratio": 1.0, "memory_budget": str(budget)})
+    assert run.config.checkpointing
+    assert max(v for v in run.memory.values() if isinstance(v, int)) <= budget
+    roomy = settings | {"output": settings["output"] + "2", "memory_budget": "1GiB"}
+    assert not sopt.train(**roomy).config.checkpointing
+
+
+def test_a_budget_that_nothing_fits_says_what_would(settings):
+    with pytest.raises(InputError, match=r"the smallest that would do is .* for the phase"):
+        sopt.train(**settings | {"memory_budget": "100KiB"})
+
+
+def test_a_setting_that_does_not_fit_is_kept_and_the_one_that_would_is_named(settings, small):
+    small |= {"low_res_ratio": 1.0, "method": "selective", "weights": "float32"}
+    rows = sopt.plan(**small, checkpointing=True)
+    limit = rows[0].peak_bytes + 4 * KIB
+    chosen = {"low_res_ratio": 1.0, "checkpointing": False, "memory_budget": str(limit)}
+    with pytest.raises(InputError, match=r"(weights=bfloat16|checkpointing=True) would fit"):
+        sopt.train(**settings | chosen)
+
+
+def test_more_than_the_limit_stops_at_once():
+    with pytest.raises(OverBudget), LiveStorage(limit=10**12) as live:
+        live._limit = live.bytes + 4000
+        torch.ones(1000)
+        torch.ones(1001)
+    gc.collect()
+    with pytest.raises(InputError, match="out of memory in the phase x: the budget is"):
+        recorder = MemoryRecorder(torch.device("cpu"), Budget(1))
+        with recorder, recorder.phase("x"):
+            torch.ones(1000)
+
+
+def test_models_of_every_family_can_be_planned():
+    model = open_model("random:sdxl")
+    with simulated_tensors():
+        encoder = simulated(model).load("text_encoder_2", torch.bfloat16)
+        hidden = encoder(torch.zeros(1, 77, dtype=torch.int64), output_hidden_states=True)
+    assert hidden[0].shape == (1, 1280)
+    assert hidden.hidden_states[-2].shape == (1, 77, 1280)
