@@ -11,7 +11,6 @@ from sopt.models import open_model
 
 FAMILIES = ("sd15", "sd21", "sdxl", "ssd1b")
 VARIANTS = {
-    "plain": (torch.float32, {}),
     "shards": (torch.float32, {"max_shard_size": "100KB"}),
     "fp16": (torch.float16, {"variant": "fp16"}),
     "fp16 shards": (torch.float16, {"variant": "fp16", "max_shard_size": "50KB"}),
