@@ -48,7 +48,7 @@ def family_pipeline(family: str, dtype: torch.dtype = torch.float32) -> Any:
         network = build_on_meta(model.kind, name, configs[name])
         components[name] = draw_weights(network, name, dtype, seed=0)
     for name in model.kind.tokenizers.values():
-        components[name] = _tokenizer(model.tokenizer(name).pad_token)
+        components[name] = _tokenizer("!", model.tokenizer(name).pad_token)
     return reduced.pipeline(**components)
 
 
@@ -166,12 +166,9 @@ def _build(prediction_type: str) -> StableDiffusionPipeline:
     )
 
 
-def _tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    symbols = [
-        "!",
-        *string.ascii_lowercase,
-        *(letter + "</w>" for letter in string.ascii_lowercase),
-    ]
+def _tokenizer(marks: str = "", pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+    symbols = [*marks, *string.ascii_lowercase]
+    symbols += [letter + "</w>" for letter in string.ascii_lowercase]
     symbols += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {symbol: index for index, symbol in enumerate(symbols)}
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16, pad_token=pad_token)
@@ -193,7 +190,7 @@ _REDUCED_UNETS = {
     },
 }
 _REDUCED_UNETS["sd21-base"] = _REDUCED_UNETS["sd21"]
-_TEXT_WIDTHS = {"text_encoder": 32, "text_encoder_2": 48}  # loading a single file tells by them
+_TEXT_WIDTHS = {"text_encoder": 32, "text_encoder_2": 48}  # which tell them apart in a single file
 
 
 def _reduced(family: str, component: str, configs: Any) -> dict[str, Any]:
@@ -216,7 +213,7 @@ def _reduced(family: str, component: str, configs: Any) -> dict[str, Any]:
             "norm_num_groups": 4,
         }
     else:
-        tokenizer = _tokenizer()
+        tokenizer = _tokenizer("!")
         config |= {
             "vocab_size": len(tokenizer),
             "max_position_embeddings": tokenizer.model_max_length,
