@@ -1,18 +1,27 @@
-"""A pipeline of the Stable Diffusion kind with random weights, small enough for quick tests."""
+"""Pipelines with random weights, small enough for quick tests.
+
+A micro pipeline of the Stable Diffusion kind, and reduced ones with the structure of each family.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import string
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from sopt.models.kinds import build_on_meta
+from sopt.models.random import draw_weights, open_random
+
 PROMPT = "a sks dog"
 RESOLUTION = 32  # pixels; VAE factor 4, two U-Net levels
+FAMILY_RESOLUTION = 64  # pixels; VAE factor 8, three or four U-Net levels
 
 
 def micro_pipeline(seed: int = 0, prediction_type: str = "epsilon") -> StableDiffusionPipeline:
@@ -25,6 +34,32 @@ def micro_pipeline(seed: int = 0, prediction_type: str = "epsilon") -> StableDif
 def save_micro_pipeline(folder: Path, **options) -> Path:
     """The pipeline as a diffusers folder."""
     micro_pipeline(**options).save_pretrained(folder)
+    return folder
+
+
+def family_pipeline(family: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A reduced pipeline of a family of ``"random:"`` models: its blocks, fewer channels."""
+    model = open_random(family)
+    networks = model.kind.networks
+    configs = {name: _reduced(family, name, model.configs) for name in networks}
+    reduced = replace(model, configs={**model.configs, **configs})
+    components = {}
+    for name in networks:
+        network = build_on_meta(model.kind, name, configs[name])
+        components[name] = draw_weights(network, name, dtype, seed=0)
+    for name in model.kind.tokenizers.values():
+        components[name] = _tokenizer("!", model.tokenizer(name).pad_token)
+    return reduced.pipeline(**components)
+
+
+def save_family_pipeline(
+    folder: Path, family: str, dtype: torch.dtype = torch.float32, **options: Any
+) -> Path:
+    """The reduced pipeline as a diffusers folder.
+
+    ``max_shard_size="100KB"`` splits all weights; ``variant="fp16"``, with ``dtype``, names them.
+    """
+    family_pipeline(family, dtype).save_pretrained(folder, **options)
     return folder
 
 
@@ -131,8 +166,61 @@ def _build(prediction_type: str) -> StableDiffusionPipeline:
     )
 
 
-def _tokenizer() -> CLIPTokenizer:
-    symbols = [*string.ascii_lowercase, *(letter + "</w>" for letter in string.ascii_lowercase)]
+def _tokenizer(marks: str = "", pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+    symbols = [*marks, *string.ascii_lowercase]
+    symbols += [letter + "</w>" for letter in string.ascii_lowercase]
     symbols += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {symbol: index for index, symbol in enumerate(symbols)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16, pad_token="<|endoftext|>")
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16, pad_token=pad_token)
+
+
+_REDUCED_UNETS = {
+    "sd15": {"block_out_channels": [16, 32, 64, 64], "attention_head_dim": 2},
+    "sd21": {"block_out_channels": [16, 32, 64, 64], "attention_head_dim": [1, 2, 4, 4]},
+    "sdxl": {
+        "block_out_channels": [16, 32, 64],
+        "attention_head_dim": [1, 2, 4],
+        "transformer_layers_per_block": [1, 1, 2],
+    },
+    "ssd1b": {
+        "block_out_channels": [16, 32, 64],
+        "attention_head_dim": [1, 2, 4],
+        "transformer_layers_per_block": [1, [1, 1], [2, 2]],
+        "reverse_transformer_layers_per_block": [[1, 2, 3], [2, 1, 1], 1],
+    },
+}
+_REDUCED_UNETS["sd21-base"] = _REDUCED_UNETS["sd21"]
+_TEXT_WIDTHS = {"text_encoder": 32, "text_encoder_2": 48}  # which tell them apart in a single file
+
+
+def _reduced(family: str, component: str, configs: Any) -> dict[str, Any]:
+    config = dict(configs[component])
+    if component == "unet":
+        widths = [width for name, width in _TEXT_WIDTHS.items() if name in configs]
+        config |= _REDUCED_UNETS[family]
+        config |= {
+            "sample_size": FAMILY_RESOLUTION // 8,
+            "norm_num_groups": 8,
+            "cross_attention_dim": sum(widths),
+        }
+        if config["addition_embed_type"]:  # pooled text and six time ids
+            config["addition_time_embed_dim"] = 8
+            config["projection_class_embeddings_input_dim"] = widths[1] + 6 * 8
+    elif component == "vae":
+        config |= {
+            "sample_size": FAMILY_RESOLUTION,
+            "block_out_channels": [8, 8, 16, 16],
+            "norm_num_groups": 4,
+        }
+    else:
+        tokenizer = _tokenizer("!")
+        config |= {
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": tokenizer.model_max_length,
+            "hidden_size": _TEXT_WIDTHS[component],
+            "intermediate_size": 64,
+            "projection_dim": _TEXT_WIDTHS[component],
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+        }
+    return config

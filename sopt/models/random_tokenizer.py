@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from functools import cache
-from itertools import chain, count, product
+from itertools import chain, count, pairwise, product
 
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
-from tokenizers.trainers import BpeTrainer
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
@@ -27,11 +24,8 @@ def build_tokenizer(family: str, component: str = "tokenizer") -> CLIPTokenizer:
     bytes. At most 77 tokens; the padding token is the published one.
 
     Args:
-        family: One of ``FAMILIES``.
+        family: One of ``models.random.FAMILIES``.
         component: ``"tokenizer"``, or ``"tokenizer_2"`` where there is one.
-
-    Raises:
-        InputError: There is no such family, or it has no such component.
 
     Example:
         >>> build_tokenizer("sd15").tokenize("A photo of a sks dog")
@@ -86,14 +80,25 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _word_merges() -> list[tuple[str, str]]:
-    """By which each of the words becomes one token."""
-    bpe = Tokenizer(BPE(end_of_word_suffix=_WORD_END))
-    bpe.pre_tokenizer = WhitespaceSplit()
-    trainer = BpeTrainer(
-        vocab_size=_VOCABULARY_SIZE, end_of_word_suffix=_WORD_END, show_progress=False
-    )
-    bpe.train_from_iterator(_WORDS.split(), trainer)
-    return [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    """Merges by which each of the words becomes one token: the most frequent pair, repeatedly.
+
+    Sennrich et al., "Neural machine translation of rare words with subword units", ACL 2016. Not
+    by the trainer of the tokenizers library, which orders equally frequent pairs by chance.
+    """
+    words = [(*word[:-1], word[-1] + _WORD_END) for word in _WORDS.split()]
+    merges = []
+    while pairs := Counter(pair for word in words for pair in pairwise(word)):
+        merge = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(merge)
+        words = [_merged(word, merge) for word in words if len(word) > 1]
+    return merges
+
+
+def _merged(word: tuple[str, ...], merge: tuple[str, str]) -> tuple[str, ...]:
+    for i, pair in enumerate(pairwise(word)):
+        if pair == merge:
+            return (*word[:i], "".join(pair), *_merged(word[i + 2 :], merge))
+    return word
 
 
 def _filling_merges() -> Iterator[tuple[str, str]]:
@@ -102,7 +107,3 @@ def _filling_merges() -> Iterator[tuple[str, str]]:
         for *first, last in product(_LETTERS, repeat=length):
             yield "".join(first), last
             yield "".join(first), last + _WORD_END
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)
