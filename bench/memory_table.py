@@ -52,9 +52,10 @@ def resident_peak(model: Model, side: int, *, backward: bool, ours: bool) -> int
     cpu = torch.device("cpu")
     with simulated_tensors(), MemoryRecorder(cpu, found=False) as memory:
         fake = simulated(model)
-        networks = {c: fake.load(c, dtype) for c in model.kind.networks if c != "vae"}
-        unet, vae = networks["unet"], fake.load("vae")
-        adapter = inject_lora(unet, 4, 0)
+        with memory.phase("load"):
+            networks = {c: fake.load(c, dtype) for c in model.kind.networks if c != "vae"}
+            unet, vae = networks["unet"], fake.load("vae")
+            adapter = inject_lora(unet, 4, 0)
         if ours:
             forget_inputs_of_frozen_convolutions(unet)
             vae.enable_tiling()

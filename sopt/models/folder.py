@@ -16,6 +16,9 @@ from .kinds import NOUNS, Kind, build_on_meta, check_class, kind_of
 from .model import Model, remove_submodules
 from .weights import load_files
 
+# The published architectures: configurations without weights or tokenizers.
+CONFIGS = Path(__file__).parents[1] / "configs"
+
 # The stem of weight files by library, and the variants of a file that are read: of full precision
 # if it is there. An index names the shards.
 _STEMS = {"text": "model", "other": "diffusion_pytorch_model"}
@@ -70,7 +73,9 @@ def open_hub(name: str) -> Model:
                     snapshot_download(name, allow_patterns=sorted(shards))
                 break
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise InputError(f"model {name!r}: cannot get it from the hub: {_line(error)}") from error
+        raise InputError(
+            f"model {name!r}: cannot get it from the hub: {first_line(error)}"
+        ) from error
     return open_folder(name, folder)
 
 
@@ -98,7 +103,7 @@ class FolderWeights:
             return self.kind.components[component].from_pretrained(self.folder / component)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"model {self.name!r}: cannot load its {NOUNS[component]}: {_line(error)}"
+                f"model {self.name!r}: cannot load its {NOUNS[component]}: {first_line(error)}"
             ) from error
 
     def _files(self, component: str) -> list[Path]:
@@ -134,11 +139,14 @@ def _read_json(name: str, path: Path) -> dict[str, Any]:
             f"model {name!r} is not a diffusers pipeline: cannot read {path}: {error.strerror}"
         ) from error
     except ValueError as error:
-        raise InputError(f"model {name!r}: {path} is not a JSON file: {_line(error)}") from error
+        raise InputError(
+            f"model {name!r}: {path} is not a JSON file: {first_line(error)}"
+        ) from error
     if not isinstance(content, dict):
         raise InputError(f"model {name!r}: {path} must be a JSON object")
     return content
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without its explanations."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -50,16 +50,21 @@ class LoadedWeights:
     def load(self, component: str, dtype: torch.dtype, dropped: Sequence[str]) -> nn.Module:
         module = _sharing_copy(self.components[component], dtype).eval()
         remove_submodules(module, dropped)
-        for name, weight in module.named_parameters():
-            if not torch.isfinite(weight).all():
-                raise InputError(
-                    f"model: {self.name}: the weights must be finite, "
-                    f"but {name} of its {component} has NaN or infinite values"
-                )
+        check_finite(self.name, component, module)
         return module
 
     def tokenizer(self, component: str) -> Any:
         return self.components[component]
+
+
+def check_finite(name: str, component: str, network: nn.Module) -> None:
+    """Raise InputError if a weight is NaN or infinite."""
+    for path, weight in network.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise InputError(
+                f"model {name!r}: the weights must be finite, "
+                f"but {path} of its {component} has NaN or infinite values"
+            )
 
 
 def _config(network: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +16,13 @@ from torch import Tensor, nn
 from sopt_kernels import add_noise_
 
 from ..errors import InputError, nearest
-from .folder import open_folder
+from .folder import CONFIGS, open_folder
 from .kinds import build_on_meta
 from .model import Model, remove_submodules
 from .random_tokenizer import build_tokenizer
 from .weights import materialize
 
 FAMILIES = ("sd15", "sd21-base", "sd21", "sdxl", "ssd1b")
-CONFIGS = Path(__file__).parents[1] / "configs"
 _EMBEDDING_STD = 0.02
 _BRANCH_GAIN = 0.5  # of the last layer of a residual branch; what it reaches: draw_weights
 _BRANCH_ENDS = ("conv2", "to_out.0", "net.2", "proj_out", "out_proj", "fc2")
