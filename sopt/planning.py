@@ -16,7 +16,7 @@ from .data import Picture
 from .drawing import Stages
 from .errors import InputError
 from .memory import MemoryRecorder, anonymous_resident_bytes
-from .models import Model, open_model
+from .models import Model, inject_lora, open_model
 from .resolution import resolve
 from .simulation import simulated, simulated_tensors
 from .training import Training
@@ -181,7 +181,7 @@ class _Simulation:
             bp = replace(one, schedule=0.0)
             key = ("bp", low, config.weights, config.rank, kept)
             self._raise(found, self._once(key, bp, "train-bp", True))
-        key = ("sample", config.resolution, config.weights)
+        key = ("sample", config.resolution, config.weights, config.rank)
         self._raise(found, self._once(key, config, "sample", False))
         return found
 
@@ -198,9 +198,8 @@ class _Simulation:
     def _run(self, config: TrainConfig, phase: str, optimizes: bool) -> dict[str, int]:
         with simulated_tensors(), MemoryRecorder(torch.device("cpu"), found=False) as memory:
             if phase == "sample":
-                with memory.phase("sample"):
-                    self._sample(config)
-                return dict(memory.peaks)
+                self._sample(config, memory)
+                return {"sample": memory.peaks["sample"]}
             training = Training(config, self._model, self._pictures, memory)
             if optimizes:
                 training.make_optimizer_state()
@@ -209,14 +208,20 @@ class _Simulation:
                 step(1, 0)
             return dict(memory.peaks)
 
-    def _sample(self, config: TrainConfig) -> None:
-        dtype = getattr(torch, str(config.weights))
-        stages = Stages(self._model, dtype, torch.device("cpu"), low_memory=True)
-        texts = stages.encode(config.prompt, guided=True)
+    def _sample(self, config: TrainConfig, memory: MemoryRecorder) -> None:
         assert config.resolution is not None
-        latents = stages.denoise(texts, [[0]], config.resolution, 1, GUIDANCE)
-        for _ in stages.decode(latents):
-            pass
+        dtype = getattr(torch, str(config.weights))
+        with memory.phase("load"):
+            # As it is in memory while it is loaded: in its file's dtype and in the network's.
+            adapter = inject_lora(self._model.load("unet", dtype), config.rank, config.seed)
+            loaded = {name: weight.to(dtype) for name, weight in adapter.items()}
+        with memory.phase("sample"):
+            stages = Stages(self._model, dtype, torch.device("cpu"), low_memory=True)
+            texts = stages.encode(config.prompt, guided=True)
+            latents = stages.denoise(texts, [[0]], config.resolution, 1, GUIDANCE)
+            for _ in stages.decode(latents):
+                pass
+        del adapter, loaded
 
 
 def _blank() -> Picture:
