@@ -1,5 +1,6 @@
 """Weights of the loss by timestep, and prior preservation, against plain arithmetic."""
 
+import logging
 import shutil
 
 import pytest
@@ -188,7 +189,7 @@ def test_pictures_are_drawn_by_their_repeats_and_priors_apart():
 
 @pytest.mark.usefixtures("quick")
 def test_a_run_trains_on_captions_and_prior_pictures(
-    settings, monkeypatch, tmp_path, pictures, micro_model
+    settings, monkeypatch, caplog, tmp_path, pictures
 ):
     subjects = tmp_path / "subjects"
     shutil.copytree(pictures, subjects)
@@ -218,7 +219,10 @@ def test_a_run_trains_on_captions_and_prior_pictures(
         return loss
 
     monkeypatch.setattr("sopt.training.diffusion_loss", recorded)
-    run = sopt.train(**settings)
+    with caplog.at_level(logging.INFO, logger="sopt"):
+        run = sopt.train(**settings)
+    assert "2.png          1  a sks dog near near home\nfor prior preservation:" in caplog.text
+    assert "1.png          1  a dog\n" in caplog.text
     assert {gradient for gradient, _ in seen} == {True, False}
     assert len({sample.prompt for _, sample in seen}) > 1
     assert len({sample.prior.prompt for _, sample in seen}) == 1
@@ -234,6 +238,13 @@ def test_a_run_trains_on_captions_and_prior_pictures(
     (subjects / "0.txt").write_text("another")
     with pytest.raises(InputError, match="holds a run with images='3 pictures"):
         sopt.train(**settings)
+
+
+def test_a_plan_counts_the_prior_term(micro_folder):
+    settings = {"method": "backprop-high", "checkpointing": False, "min_snr": GAMMA}
+    (plain,) = sopt.plan(str(micro_folder), **settings)
+    (prior,) = sopt.plan(str(micro_folder), **settings, prior_images="class", prior_prompt="a dog")
+    assert prior.phases["train-bp"] > plain.phases["train-bp"]
 
 
 def test_a_prior_weight_without_prior_pictures_is_refused(settings):
