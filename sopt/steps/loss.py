@@ -70,7 +70,8 @@ def min_snr_weight(scheduler: Any, timestep: int, gamma: float) -> float:
     Example:
         >>> from diffusers import DDPMScheduler
         >>> scheduler = DDPMScheduler(prediction_type="v_prediction")
-        >>> snr = 1 / (1 / scheduler.alphas_cumprod[100].item() - 1)
+        >>> kept = scheduler.alphas_cumprod[100].item()
+        >>> snr = kept / (1 - kept)
         >>> snr > 5, min_snr_weight(scheduler, 100, 5.0) == 5 / (snr + 1)
         (True, True)
     """
