@@ -69,6 +69,13 @@ def test_one_prediction_weighs_the_same_in_every_parameterization(timestep):
     assert losses == pytest.approx([expected] * 3, rel=tolerance)
 
 
+def test_infinite_snr_has_finite_weights():
+    for prediction_type, expected in zip(TYPES, [0, 0, GAMMA], strict=True):
+        scheduler = DDPMScheduler(prediction_type=prediction_type)
+        scheduler.alphas_cumprod[0] = 1
+        assert min_snr_weight(scheduler, 0, GAMMA) == expected
+
+
 def test_zero_snr_has_finite_weights():
     for prediction_type, expected in zip(TYPES, [1, 0, 0], strict=True):
         scheduler = DDPMScheduler(prediction_type=prediction_type, rescale_betas_zero_snr=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,7 @@ def min_snr_weight(scheduler: Any, timestep: int, gamma: float) -> float:
         (True, True)
     """
     kept = scheduler.alphas_cumprod[timestep].item()
-    snr = kept / (1 - kept)
+    snr = kept / (1 - kept) if kept < 1 else math.inf
     match scheduler.config.prediction_type:
         case "epsilon":
             return gamma / max(snr, gamma)  # also at zero SNR, where the weight is 1
