@@ -43,8 +43,8 @@ class FixedLoss:
         model = open_model("tiny")
         side = model.native_resolution
         with MemoryRecorder(torch.device("cpu")) as memory:
-            cache = build_cache(model, load_pictures(photos, prompt), [side], memory)
-        self.prompt, moments = cache.prompts[prompt], cache.moments[side]
+            cache = build_cache(model, load_pictures(photos, prompt), [side], torch.float32, memory)
+        self.prompt, moments = cache.prompts[prompt].tokens, cache.encoded[side]
         rng = np.random.default_rng(0)
         self.timesteps = torch.from_numpy(rng.integers(FIRST_TIMESTEP, 1000, SAMPLES))
         pictures = [moments[i] for i in rng.integers(len(moments), size=SAMPLES)]

@@ -80,7 +80,7 @@ def plan(model: Any = "tiny", memory_budget: Any = None, **settings: Any) -> lis
     configs = [TrainConfig.create(**given | {"method": method}) for method in methods]
     opened = open_model(model)
     candidates = [c for config in configs for c in variants(resolve(config, opened))]
-    rows = list(_predict(opened, candidates, budget, [_blank()]))
+    rows = list(_predict(opened, candidates, budget, _blanks(configs[0])))
     return sorted(rows, key=lambda row: (not row.fits, row.checkpointing))
 
 
@@ -224,8 +224,14 @@ class _Simulation:
         del adapter, loaded
 
 
-def _blank() -> Picture:
-    return Picture("blank", Image.new("RGB", (8, 8)), "a sks dog")
+def _blanks(config: TrainConfig) -> list[Picture]:
+    """Stand-ins for the pictures of a run."""
+    image = Image.new("RGB", (8, 8))
+    pictures = [Picture("blank", image, config.prompt)]
+    if config.prior_images is not None:
+        caption = config.prior_prompt or "a dog"
+        pictures.append(Picture("prior", image, caption, regularization=True))
+    return pictures
 
 
 def table(rows: Sequence[Prediction]) -> str:

@@ -71,6 +71,10 @@ BOTH = [("a.png", "lying"), ("b.png", "a dog, sitting")]
          [(f"train/{name}", caption) for name, caption in BOTH]),
         ({"train/a.png": None}, [("train/a.png", PROMPT)]),
         (
+            {"train/a.png": None, "data.jsonl": [{"file_name": "train/a.png", "text": "lying"}]},
+            [("train/a.png", "lying")],
+        ),
+        (
             {"in/b.png": None, "data.jsonl": [{"file_name": "in/b.png", "text": "sitting"}]},
             [("in/b.png", "sitting")],
         ),
@@ -113,6 +117,8 @@ def test_kohya_folders_give_repeats_captions_and_prior_pictures(folder):
             "img/10_sks dog/b.png": None,
             "img/10_sks dog/b.txt": "[trigger] at night",
             "img/2_sks_dog toy/c.png": None,
+            "img/2_sks_dog toy/d.png": None,
+            "img/2_sks_dog toy/metadata.csv": "file_name,text\nd.png,a {}\n",
             "reg/1_dog/d.png": None,
         }
     )
@@ -120,6 +126,7 @@ def test_kohya_folders_give_repeats_captions_and_prior_pictures(folder):
         ("10_sks dog/a.png", "sks dog", 10, False),
         ("10_sks dog/b.png", "sks dog at night", 10, False),
         ("2_sks_dog toy/c.png", "sks_dog toy", 2, False),
+        ("2_sks_dog toy/d.png", "a sks_dog toy", 2, False),
         ("1_dog/d.png", "dog", 1, True),
     ]
 
@@ -137,8 +144,8 @@ def test_kohya_folders_give_repeats_captions_and_prior_pictures(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert found(root, prompt=PROMPT) == expected
-        assert found(root / "img", prompt=PROMPT) == expected[:3]
-        assert found(root / "reg", prompt=None, regularization=True) == expected[3:]
+        assert found(root / "img", prompt=PROMPT) == expected[:4]
+        assert found(root / "reg", prompt=None, regularization=True) == expected[4:]
 
 
 def test_captions_of_files_named_by_themselves(folder):
@@ -189,6 +196,11 @@ def test_masks_are_said_once_and_are_no_pictures(folder):
         pictures = load_pictures(root, PROMPT)
     assert [picture.name for picture in pictures] == ["a.png", "b.png"]
     assert len(caught) == 1
+    root.rename(root.with_name("1_dog"))
+    with pytest.warns(UserWarning, match="masks are not supported") as caught:
+        load_pictures(root.parent, PROMPT)
+    assert len(caught) == 1
+    root = root.with_name("1_dog")
     with pytest.warns(UserWarning, match="masks are not supported") as caught:
         load_pictures([root / "a.png", root / "b.png"], PROMPT)
     assert len(caught) == 1
@@ -221,8 +233,8 @@ def row(**changes):
         ({"metadata.jsonl": b"\xff"}, r"metadata\.jsonl is not UTF-8"),
         ({"metadata.csv": "file_name,text\na.png," + "x" * 200_000}, r"csv is not a CSV file"),
         (
-            {"data.jsonl": [{"file_name": name, "text": "x"} for name in ("a.png", "./a.png")]},
-            r"data\.jsonl, line 2: there are two rows for \./a\.png",
+            {"data.jsonl": [{"file_name": name, "text": "x"} for name in ("a.png", "b/../a.png")]},
+            r"data\.jsonl, line 2: there are two rows for b/\.\./a\.png",
         ),
         (
             {**row(), "metadata.csv": "file_name,text\n"},

@@ -1,5 +1,6 @@
 """Weights of the loss by timestep, and prior preservation, against plain arithmetic."""
 
+import logging
 import shutil
 
 import pytest
@@ -66,6 +67,13 @@ def test_one_prediction_weighs_the_same_in_every_parameterization(timestep):
     # add_noise and get_velocity; and alphas_cumprod, as above.
     tolerance = 4 * (timestep + 1) * FLOAT32 * (snr_of(timestep) + 1) + 100 * FLOAT32
     assert losses == pytest.approx([expected] * 3, rel=tolerance)
+
+
+def test_infinite_snr_has_finite_weights():
+    for prediction_type, expected in zip(TYPES, [0, 0, GAMMA], strict=True):
+        scheduler = DDPMScheduler(prediction_type=prediction_type)
+        scheduler.alphas_cumprod[0] = 1
+        assert min_snr_weight(scheduler, 0, GAMMA) == expected
 
 
 def test_zero_snr_has_finite_weights():
@@ -188,7 +196,7 @@ def test_pictures_are_drawn_by_their_repeats_and_priors_apart():
 
 @pytest.mark.usefixtures("quick")
 def test_a_run_trains_on_captions_and_prior_pictures(
-    settings, monkeypatch, tmp_path, pictures, micro_model
+    settings, monkeypatch, caplog, tmp_path, pictures
 ):
     subjects = tmp_path / "subjects"
     shutil.copytree(pictures, subjects)
@@ -218,7 +226,10 @@ def test_a_run_trains_on_captions_and_prior_pictures(
         return loss
 
     monkeypatch.setattr("sopt.training.diffusion_loss", recorded)
-    run = sopt.train(**settings)
+    with caplog.at_level(logging.INFO, logger="sopt"):
+        run = sopt.train(**settings)
+    assert "2.png          1  a sks dog near near home\nfor prior preservation:" in caplog.text
+    assert "1.png          1  a dog\n" in caplog.text
     assert {gradient for gradient, _ in seen} == {True, False}
     assert len({sample.prompt for _, sample in seen}) > 1
     assert len({sample.prior.prompt for _, sample in seen}) == 1
@@ -234,6 +245,13 @@ def test_a_run_trains_on_captions_and_prior_pictures(
     (subjects / "0.txt").write_text("another")
     with pytest.raises(InputError, match="holds a run with images='3 pictures"):
         sopt.train(**settings)
+
+
+def test_a_plan_counts_the_prior_term(micro_folder):
+    settings = {"method": "backprop-high", "checkpointing": False, "min_snr": GAMMA}
+    (plain,) = sopt.plan(str(micro_folder), **settings)
+    (prior,) = sopt.plan(str(micro_folder), **settings, prior_images="class", prior_prompt="a dog")
+    assert prior.phases["train-bp"] > plain.phases["train-bp"]
 
 
 def test_a_prior_weight_without_prior_pictures_is_refused(settings):

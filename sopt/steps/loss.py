@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,12 +71,13 @@ def min_snr_weight(scheduler: Any, timestep: int, gamma: float) -> float:
     Example:
         >>> from diffusers import DDPMScheduler
         >>> scheduler = DDPMScheduler(prediction_type="v_prediction")
-        >>> snr = 1 / (1 / scheduler.alphas_cumprod[100].item() - 1)
+        >>> kept = scheduler.alphas_cumprod[100].item()
+        >>> snr = kept / (1 - kept)
         >>> snr > 5, min_snr_weight(scheduler, 100, 5.0) == 5 / (snr + 1)
         (True, True)
     """
     kept = scheduler.alphas_cumprod[timestep].item()
-    snr = kept / (1 - kept)
+    snr = kept / (1 - kept) if kept < 1 else math.inf
     match scheduler.config.prediction_type:
         case "epsilon":
             return gamma / max(snr, gamma)  # also at zero SNR, where the weight is 1
