@@ -32,7 +32,21 @@ _IMPLIED: dict[str, dict[str, float]] = {
 }
 
 # Settings that say where and when the files are written; no bit of the adapter depends on them.
-_WITHOUT_EFFECT_ON_BITS = ("output", "checkpoint_every", "resume", "checkpointing", "memory_budget")
+_WITHOUT_EFFECT_ON_BITS = (
+    "output",
+    "checkpoint_every",
+    "resume",
+    "checkpointing",
+    "memory_budget",
+    "samples",
+)
+    "output",
+    "checkpoint_every",
+    "resume",
+    "checkpointing",
+    "memory_budget",
+    "samples",
+)
 
 
 def _help(text: str) -> dict[str, str]:
@@ -159,6 +173,10 @@ class TrainConfig:
     checkpoint_every: int = field(
         default=50, metadata=_help("steps between two checkpoints, at least 1")
     )
+    samples: bool = field(
+        default=True,
+        metadata=_help("draw a picture without and with the adapter at the end"),
+    )
     resume: str = field(
         default="auto",
         metadata=_help("auto continues an interrupted run in the output folder, never refuses one"),
@@ -275,6 +293,8 @@ def _checked(name: str, value: Any) -> Any:
             return _schedule(value)
         case "weights":
             return None if value is None else _choice(name, value, WEIGHTS)
+        case "samples":
+            return _boolean(name, value)
         case "checkpointing":
             return None if value is None else _boolean(name, value)
         case "memory_budget":

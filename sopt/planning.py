@@ -76,12 +76,25 @@ def plan(model: Any = "tiny", memory_budget: Any = None, **settings: Any) -> lis
     """
     budget = None if memory_budget is None else Budget.parse(memory_budget)
     given = {"images": "-", "prompt": "a sks dog", "output": "-", "model": model} | settings
-    methods = [settings["method"]] if "method" in settings else _FASTEST_FIRST
-    configs = [TrainConfig.create(**given | {"method": method}) for method in methods]
+    configs = _of_each_method(given)
     opened = open_model(model)
     candidates = [c for config in configs for c in variants(resolve(config, opened))]
     rows = list(_predict(opened, candidates, budget, _blanks(configs[0])))
     return sorted(rows, key=lambda row: (not row.fits, row.checkpointing))
+
+
+def _of_each_method(settings: dict[str, Any]) -> list[TrainConfig]:
+    """The settings with the method given, or with every method that goes with them."""
+    if "method" in settings:
+        return [TrainConfig.create(**settings)]
+    configs = []
+    for method in _FASTEST_FIRST:
+        try:
+            configs.append(TrainConfig.create(**settings | {"method": method}))
+        except InputError:
+            if method == _FASTEST_FIRST[-1] and not configs:
+                raise
+    return configs
 
 
 def variants(config: TrainConfig) -> list[TrainConfig]:
@@ -181,8 +194,9 @@ class _Simulation:
             bp = replace(one, schedule=0.0)
             key = ("bp", low, config.weights, config.rank, kept)
             self._raise(found, self._once(key, bp, "train-bp", True))
-        key = ("sample", config.resolution, config.weights, config.rank)
-        self._raise(found, self._once(key, config, "sample", False))
+        if config.samples:
+            key = ("sample", config.resolution, config.weights, config.rank)
+            self._raise(found, self._once(key, config, "sample", False))
         return found
 
     @staticmethod

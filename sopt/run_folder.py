@@ -110,8 +110,11 @@ class RunFolder:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def finished(self, checkpoint: Checkpoint, steps: int) -> bool:
-        return checkpoint.step == steps and all(file.exists() for file in self.results)
+    def finished(self, checkpoint: Checkpoint, config: TrainConfig) -> bool:
+        """Whether all that a run with these settings writes is there."""
+        left_out = () if config.samples else (self.before, self.after)
+        files = [file for file in self.results if file not in left_out]
+        return checkpoint.step == config.steps and all(file.exists() for file in files)
 
     def run(self, config: TrainConfig) -> Run:
         """The result of a run that is finished."""

@@ -86,7 +86,7 @@ def train(**settings: Any) -> Run:
         identity["schedule_values"] = _schedule_fingerprint(config, model.num_train_timesteps)
     with contextlib.closing(RunFolder(config.output)) as folder:
         previous = folder.previous(identity, config.resume)
-        if previous is not None and folder.finished(previous, config.steps):
+        if previous is not None and folder.finished(previous, config):
             previous.check_weights(fingerprint(model.load("unet", weights)))
         else:
             del previous  # else its tensors would be in memory all along
@@ -121,8 +121,9 @@ def _run(
         adapter = _optimize(config, model, pictures, folder, identity, memory)
         with memory.phase("save"):
             _save_adapter(config, model, adapter, folder)
-        with memory.phase("sample"):
-            _draw_samples(config, folder)
+        if config.samples:
+            with memory.phase("sample"):
+                _draw_samples(config, folder)
         write_json(folder.memory, memory.summary())
 
 
