@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a signature, a code or the meaning of an argument changes. */
-#define SOPT_ABI_VERSION 2
+#define SOPT_ABI_VERSION 3
 
 typedef enum {
   SOPT_OK = 0,
@@ -40,8 +40,9 @@ typedef enum { SOPT_FLOAT32 = 0, SOPT_BFLOAT16 = 1, SOPT_FLOAT16 = 2 } sopt_dtyp
 
 /* ---- library -------------------------------------------------------------------------- */
 
-/* SOPT_ABI_VERSION of the library itself; compare it with the header's after loading. */
+/* SOPT_ABI_VERSION of each library itself; compare them with the header's after loading. */
 SOPT_API int sopt_abi_version(void);
+SOPT_API int sopt_cuda_abi_version(void);
 
 /* Text of the last failure on this thread, "" before the first. Valid until the next one. */
 SOPT_API const char* sopt_last_error(void);
@@ -71,8 +72,13 @@ SOPT_API sopt_status sopt_set_cpu_level(const char* level);
 /* Whether this machine's driver can run libsopt_cuda; the other functions do not ask again. */
 SOPT_API sopt_status sopt_cuda_check(void);
 
-/* Where an array lies that may be in either memory. */
+/* Where an array of numbers lies, of those that may be in either memory. In device memory it is
+ * read when the kernel runs: a launch waits for nothing, and a CUDA graph reads it at each replay.
+ * What is in host memory has been read on return; where it has one item per term, it may have
+ * SOPT_MAX_HOST_TERMS. Lists of tensors are always in host memory; one launch serves up to 512
+ * tensors, of any dtypes. */
 typedef enum { SOPT_HOST = 0, SOPT_DEVICE = 1 } sopt_memory;
+#define SOPT_MAX_HOST_TERMS 256
 
 /* ---- noise ---------------------------------------------------------------------------- */
 
@@ -125,15 +131,15 @@ SOPT_API sopt_status sopt_add_noise_cpu(const sopt_tensor* tensors, int64_t coun
                                         const int64_t* round_after, int64_t rounds,
                                         const uint64_t* rounding_seeds);
 
-/* The same bits, without round_after and to nearest. The array `tensors` is in host memory; `seeds`
- * and `coefficients` may be in either, but arrays in host memory have at most SOPT_MAX_HOST_TERMS
- * items. All arrays in host memory have been read on return; one launch serves up to 512 tensors,
- * of any dtypes. */
-#define SOPT_MAX_HOST_TERMS 256
+/* The same bits; `round_after` is in host memory, and a launch serves up to SOPT_MAX_HOST_TERMS
+ * roundings. */
 SOPT_API sopt_status sopt_add_noise_cuda(const sopt_tensor* tensors, int64_t count,
                                          const uint64_t* seeds, sopt_memory seeds_memory,
                                          const float* coefficients, sopt_memory coefficients_memory,
-                                         int64_t terms, sopt_noise kind, float decay, void* stream);
+                                         int64_t terms, sopt_noise kind, float decay,
+                                         const int64_t* round_after, int64_t rounds,
+                                         const uint64_t* rounding_seeds,
+                                         sopt_memory rounding_seeds_memory, void* stream);
 
 /* In one pass over `count` pairs of tensors, with the stream of params and z = z(*seed, stream, i):
  * params: out = fma(*restore_coefficient, z, base); grads: out = fma(*grad_coefficient, z, base);
@@ -143,6 +149,11 @@ SOPT_API sopt_status sopt_restore_accumulate_cpu(const sopt_tensor* params,
                                                  const uint64_t* seed,
                                                  const float* restore_coefficient,
                                                  const float* grad_coefficient, sopt_noise kind);
+SOPT_API sopt_status sopt_restore_accumulate_cuda(
+    const sopt_tensor* params, const sopt_tensor* grads, int64_t count, const uint64_t* seed,
+    sopt_memory seed_memory, const float* restore_coefficient,
+    sopt_memory restore_coefficient_memory, const float* grad_coefficient,
+    sopt_memory grad_coefficient_memory, sopt_noise kind, void* stream);
 
 /* ---- int8 codes ------------------------------------------------------------------------ */
 
@@ -165,6 +176,13 @@ SOPT_API sopt_status sopt_perturb_int8_cpu(const sopt_codes* tensors, int64_t co
                                            const uint64_t* seeds, const float* coefficients,
                                            int64_t terms, sopt_noise kind, int64_t headroom,
                                            const uint64_t* rounding_seed);
+SOPT_API sopt_status sopt_perturb_int8_cuda(const sopt_codes* tensors, int64_t count,
+                                            const uint64_t* seeds, sopt_memory seeds_memory,
+                                            const float* coefficients,
+                                            sopt_memory coefficients_memory, int64_t terms,
+                                            sopt_noise kind, int64_t headroom,
+                                            const uint64_t* rounding_seed,
+                                            sopt_memory rounding_seed_memory, void* stream);
 
 /* codes = clamp(codes + sgn(s) floor(|s| + u), +-(127 - headroom)), with
  *   s = sum over n < terms of coefficients[n] delta_n, by fma in the order of n from 0,
@@ -177,6 +195,14 @@ SOPT_API sopt_status sopt_update_int8_cpu(const sopt_codes* tensors, int64_t cou
                                           const float* coefficients, int64_t terms,
                                           const float* eps, sopt_noise kind, int64_t headroom,
                                           const uint64_t* rounding_seed, int64_t* clamped);
+
+/* The same; `clamped` is in device memory. */
+SOPT_API sopt_status sopt_update_int8_cuda(
+    const sopt_codes* tensors, int64_t count, const uint64_t* seeds, sopt_memory seeds_memory,
+    const uint64_t* delta_rounding_seeds, sopt_memory delta_rounding_seeds_memory,
+    const float* coefficients, sopt_memory coefficients_memory, int64_t terms, const float* eps,
+    sopt_memory eps_memory, sopt_noise kind, int64_t headroom, const uint64_t* rounding_seed,
+    sopt_memory rounding_seed_memory, int64_t* clamped, void* stream);
 
 #ifdef __cplusplus
 }
