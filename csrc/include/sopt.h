@@ -24,19 +24,22 @@
 
 #ifdef __cplusplus
 extern "C" {
+#define SOPT_INT : int /* so that a caller's wrong value is checked, not undefined */
+#else
+#define SOPT_INT
 #endif
 
 /* Raised whenever a signature, a code or the meaning of an argument changes. */
 #define SOPT_ABI_VERSION 3
 
-typedef enum {
+typedef enum SOPT_INT {
   SOPT_OK = 0,
   SOPT_INVALID_ARGUMENT = 1,
   SOPT_UNSUPPORTED = 2, /* valid, but not on this machine or in this build */
   SOPT_DEVICE_ERROR = 3 /* the device runtime or the host's thread pool failed */
 } sopt_status;
 
-typedef enum { SOPT_FLOAT32 = 0, SOPT_BFLOAT16 = 1, SOPT_FLOAT16 = 2 } sopt_dtype;
+typedef enum SOPT_INT { SOPT_FLOAT32 = 0, SOPT_BFLOAT16 = 1, SOPT_FLOAT16 = 2 } sopt_dtype;
 
 /* ---- library -------------------------------------------------------------------------- */
 
@@ -77,7 +80,7 @@ SOPT_API sopt_status sopt_cuda_check(void);
  * What is in host memory has been read on return; where it has one item per term, it may have
  * SOPT_MAX_HOST_TERMS. Lists of tensors are always in host memory; one launch serves up to 512
  * tensors, of any dtypes. */
-typedef enum { SOPT_HOST = 0, SOPT_DEVICE = 1 } sopt_memory;
+typedef enum SOPT_INT { SOPT_HOST = 0, SOPT_DEVICE = 1 } sopt_memory;
 #define SOPT_MAX_HOST_TERMS 256
 
 /* ---- noise ---------------------------------------------------------------------------- */
@@ -91,7 +94,7 @@ typedef enum { SOPT_HOST = 0, SOPT_DEVICE = 1 } sopt_memory;
  *   csrc/common/noise.h; within 4 ulp of max(|z|, 2^-10).
  * SOPT_RADEMACHER: block b gives elements 128b .. 128b + 127: -1 where bit i % 32 of word
  *   (i % 128) / 32 is set, else +1. */
-typedef enum { SOPT_GAUSSIAN = 0, SOPT_RADEMACHER = 1 } sopt_noise;
+typedef enum SOPT_INT { SOPT_GAUSSIAN = 0, SOPT_RADEMACHER = 1 } sopt_noise;
 
 /* words[4 i .. 4 i + 3] = Philox4x32-10(counters[4 i .. 4 i + 3]) under key[0 .. 1], i < n. */
 SOPT_API sopt_status sopt_philox4x32_10_cpu(const uint32_t* counters, int64_t n,
