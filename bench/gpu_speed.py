@@ -1,4 +1,4 @@
-"""Speed of the GPU bodies of ``add_noise_``, beside what they replace and the limit of the memory.
+"""Speed of the GPU bodies of the ops, beside what they replace and the limit of the memory.
 
 ``python -m bench.gpu_speed --json FILE``; :mod:`bench.gpu_check` runs it. Each case alternates the
 bodies and the yardsticks in one process, round by round, and takes medians. A time is that of many
@@ -6,9 +6,9 @@ calls in a row, by the GPU's clock: for small tensors and for lists it is what t
 launch them. ``graph_seconds`` is that of replays of a CUDA graph of the call: the GPU's part alone.
 
 ``copy``: ``y.copy_(x)``, one read and one write of each byte, as the ops. ``mul``: ``x.mul_(c)``.
-For lists both are ``torch._foreach_*_``.
-``mezo``: ``x.add_(torch.randn_like(x), alpha=c)`` for each tensor. ``foreach``: the same with one
-``torch._foreach_add_`` for all tensors.
+For lists both are ``torch._foreach_*_``, and of codes the second is ``x.add_(1)``.
+``mezo``: ``x.add_(torch.randn_like(x), alpha=c)`` for each tensor, of codes with the noise rounded
+and converted. ``foreach``: the same with one ``torch._foreach_add_`` for all tensors.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from torch import Tensor
 
 from sopt_kernels._registry import OPS
 
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "i8": torch.int8}
+FLOATS = ("f32", "bf16", "f16")
 KINDS = ("gaussian", "rademacher")
 LOG2_SIZES = {"64Ki": 16, "4Mi": 22, "64Mi": 26, "256Mi": 28}
 ROUNDS = 9
@@ -64,45 +66,90 @@ LISTS = {
 }
 
 
-def cases(device: str, small: bool) -> Iterator[tuple[str, str, int, list[Tensor]]]:
-    """Name, dtype, K seeds and tensors; ``small`` ones for a rehearsal without a GPU."""
+@dataclass
+class Case:
+    name: str
+    dtype: str
+    seeds: int
+    tensors: list[Tensor]
+    op: str = "add_noise_"
+    rounding_seeds: Tensor | None = None
+
+    def arguments(self, kind: str) -> tuple:
+        """Of the op; what it reads beside tensors is on their device."""
+        device, streams = self.tensors[0].device, list(range(len(self.tensors)))
+        seeds = torch.arange(self.seeds, device=device)
+        coefficients = torch.full((self.seeds,), 1e-3, device=device)
+        if self.op == "add_noise_":
+            sums = (seeds, coefficients, streams, kind, 1.0, [], self.rounding_seeds)
+            return self.tensors, *sums
+        if self.op == "restore_accumulate_":
+            params, grads = self.tensors[:1], self.tensors[1:]
+            return params, grads, seeds, -coefficients, coefficients, streams[:1], kind
+        scales = [torch.full((x.shape[0],), 1e-3, device=device) for x in self.tensors]
+        perturb = (self.tensors, scales, seeds, coefficients, streams, kind, 8, seeds[:1])
+        if self.op == "perturb_int8_":
+            return perturb
+        clamped = torch.zeros((), dtype=torch.int64, device=device)
+        return *perturb, seeds, coefficients[:1], clamped
+
+
+def cases(device: str, small: bool) -> Iterator[Case]:
+    """Small ones for a rehearsal without a GPU."""
+
+    def zeros(dtype: str, log2: int) -> Tensor:
+        return torch.zeros(16, 1 << (6 if small else log2 - 4), dtype=DTYPES[dtype], device=device)
+
     for size, log2 in LOG2_SIZES.items():
-        for dtype in DTYPES:
-            n = 1 << (10 if small else log2)
-            yield size, dtype, 1, [torch.zeros(n, dtype=DTYPES[dtype], device=device)]
+        for dtype in FLOATS:
+            yield Case(size, dtype, 1, [zeros(dtype, log2)])
     for dtype in ("f32", "bf16"):
-        n = 1 << (10 if small else 26)
-        yield "64Mi, 8 seeds", dtype, 8, [torch.zeros(n, dtype=DTYPES[dtype], device=device)]
+        yield Case("64Mi, 8 seeds", dtype, 8, [zeros(dtype, 26)])
+    seed = torch.zeros(1, dtype=torch.int64, device=device)
+    yield Case("64Mi, stochastic", "bf16", 1, [zeros("bf16", 26)], rounding_seeds=seed)
+    both = [zeros("f32", 26), zeros("f32", 26)]
+    yield Case("64Mi, restore and accumulate", "f32", 1, both, "restore_accumulate_")
+    yield Case("64Mi, perturb codes", "i8", 1, [zeros("i8", 26)], "perturb_int8_")
+    yield Case("64Mi, update codes", "i8", 1, [zeros("i8", 26)], "update_int8_")
     for name, (shapes, dtype) in LISTS.items():
         chosen = shapes()[:8] if small else shapes()
         if small:
             chosen = [tuple(min(n, 64) for n in shape) for shape in chosen]
-        yield name, dtype, 1, [torch.zeros(s, dtype=DTYPES[dtype], device=device) for s in chosen]
+        yield Case(
+            name, dtype, 1, [torch.zeros(s, dtype=DTYPES[dtype], device=device) for s in chosen]
+        )
 
 
-def bodies(device: str, tensors: list[Tensor], seeds: int, kind: str) -> dict[str, Callable]:
+def bodies(case: Case, kind: str) -> dict[str, Callable]:
     """Calls of each body that runs here, but for the reference."""
-    terms = torch.arange(seeds, device=device), torch.full((seeds,), 1e-3, device=device)
-    arguments = (tensors, *terms, list(range(len(tensors))), kind, 1.0)
-    found = OPS["add_noise_"].backends(device)
+    found, arguments = OPS[case.op].backends(case.tensors[0].device.type), case.arguments(kind)
     return {name: partial(found[name], *arguments) for name in found if name != "reference"}
+
+
+def noise_like(x: Tensor) -> Tensor:
+    if x.is_floating_point():
+        return torch.randn_like(x)
+    return torch.randn(x.shape, device=x.device).round_().to(x.dtype)
 
 
 def yardsticks(tensors: list[Tensor]) -> dict[str, Callable]:
     others = [torch.empty_like(x) for x in tensors]
+    floating = tensors[0].is_floating_point()
+    alpha = 1e-3 if floating else 1
 
     def mezo():
         for x in tensors:
-            x.add_(torch.randn_like(x), alpha=1e-3)
+            x.add_(noise_like(x), alpha=alpha)
 
     def foreach():
-        torch._foreach_add_(tensors, [torch.randn_like(x) for x in tensors], alpha=1e-3)
+        torch._foreach_add_(tensors, [noise_like(x) for x in tensors], alpha=alpha)
 
-    if len(tensors) == 1:
-        copy, mul = partial(others[0].copy_, tensors[0]), partial(tensors[0].mul_, 0.999)
-    else:
+    if len(tensors) > 1:
         copy = partial(torch._foreach_copy_, others, tensors)
         mul = partial(torch._foreach_mul_, tensors, 0.999)
+    else:
+        copy = partial(others[0].copy_, tensors[0])
+        mul = partial(tensors[0].mul_, 0.999) if floating else partial(tensors[0].add_, 1)
     return {
         "copy": copy,
         "mul": mul,
@@ -151,11 +198,12 @@ def medians(calls: dict[str, Callable], device: str) -> dict[str, float]:
 def measure(device: str, small: bool = False) -> list[dict[str, Any]]:
     """One row for each case, kind and body."""
     rows = []
-    for case, dtype, seeds, tensors in cases(device, small):
+    for case in cases(device, small):
+        tensors, seeds = case.tensors, case.seeds
         moved = 2 * sum(x.nbytes for x in tensors)
         calls = yardsticks(tensors)
         for kind in KINDS:
-            for name, call in bodies(device, tensors, seeds, kind).items():
+            for name, call in bodies(case, kind).items():
                 calls[f"{name} {kind}"] = call
         times = medians(calls, device)
         for name in list(times)[4:]:
@@ -163,8 +211,9 @@ def measure(device: str, small: bool = False) -> list[dict[str, Any]]:
             graph = medians({name: replay(calls[name])}, device) if device == "cuda" else {}
             rows.append(
                 {
-                    "case": case,
-                    "dtype": dtype,
+                    "case": case.name,
+                    "op": case.op,
+                    "dtype": case.dtype,
                     "tensors": len(tensors),
                     "elements": sum(x.numel() for x in tensors),
                     "seeds": seeds,

@@ -15,7 +15,17 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- begin: python -m bench.gpu_table -->\n", "<!-- end -->\n"
-CASES = ("64Mi", "64Mi, 8 seeds", "SD1.5 LoRA", "LLaMA-7B LoRA", "OPT-1.3B")  # of bench.gpu_speed
+CASES = (  # of bench.gpu_speed
+    "64Mi",
+    "64Mi, 8 seeds",
+    "64Mi, stochastic",
+    "64Mi, restore and accumulate",
+    "64Mi, perturb codes",
+    "64Mi, update codes",
+    "SD1.5 LoRA",
+    "LLaMA-7B LoRA",
+    "OPT-1.3B",
+)
 NOT_YET = """\
 - **Nothing here has run on a GPU yet.** Triton and CUDA kernels are compiled, and their arithmetic
   runs on the CPU, Triton's in its interpreter and the CUDA source with emulated thread indices.
@@ -67,8 +77,8 @@ def section(result: dict[str, Any] | None) -> str:
         return NOT_YET
     lines = summary(result).splitlines()
     return (
-        "- Kernels on a GPU, `add_noise_` in one call (`make gpu-check`; all rows in\n"
-        "  [bench/results](bench/results)):\n"
+        "- Kernels on a GPU, one call each, of `add_noise_` where no other op is named\n"
+        "  (`make gpu-check`; all rows in [bench/results](bench/results)):\n"
         + "".join(f"  {line}\n" for line in lines)
         + "\n"
         + table(result, CASES)

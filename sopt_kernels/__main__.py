@@ -5,4 +5,4 @@ from . import _native, backends
 print("libsopt_cpu level:", _native.cpu_level() or _native.UNAVAILABLE["cpu"])
 for body in backends():
     state = "in use" if body.selected else body.reason or "available"
-    print(f"{body.op:16}{body.device_type:6}{body.backend:11}{state}")
+    print(f"{body.op:20}{body.device_type:6}{body.backend:11}{state}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ABI_VERSION = 2  # SOPT_ABI_VERSION in csrc/include/sopt.h
+ABI_VERSION = 3  # SOPT_ABI_VERSION in csrc/include/sopt.h
 HOST, DEVICE = 0, 1  # sopt_memory
 DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # sopt_dtype
 # The C types of sopt.h. ctypes refuses arguments of a wrong kind, but wraps an integer that is
@@ -129,6 +129,13 @@ def library_path(device_type: str) -> Path:
     return Path(__file__).parent / "native" / "lib" / f"libsopt_{device_type}{_SUFFIX}"
 
 
+def _check_abi(library: ctypes.CDLL, function: str, path: Path) -> None:
+    """ImportError unless the library is of this version of the package."""
+    found = getattr(library, function)() if hasattr(library, function) else "unknown"
+    if found != ABI_VERSION:
+        raise ImportError(f"{path.name} has ABI {found}, need {ABI_VERSION}: reinstall sopt")
+
+
 def _load_cpu() -> None:
     path = library_path("cpu")
     if path.exists():  # one that is there and does not load is a broken install: OSError
@@ -157,6 +164,7 @@ def _load_cuda() -> None:
         )
     else:  # as above, OSError for one that does not load
         library = ctypes.CDLL(str(path))
+        _check_abi(library, "sopt_cuda_abi_version", path)
         if library.sopt_cuda_check():
             UNAVAILABLE["cuda"] = _last_error().decode()
         else:
@@ -182,8 +190,6 @@ def _text(name: str) -> Callable[[], bytes]:
 _load_cpu()
 if "cpu" in LIBRARIES:
     _last_error, _cpu_level = _text("sopt_last_error"), _text("sopt_cpu_level")
-    _found = LIBRARIES["cpu"].sopt_abi_version()
-    if _found != ABI_VERSION:
-        raise ImportError(f"libsopt_cpu has ABI {_found}, need {ABI_VERSION}: reinstall sopt")
+    _check_abi(LIBRARIES["cpu"], "sopt_abi_version", library_path("cpu"))
     _use_torch_threads()
 _load_cuda()

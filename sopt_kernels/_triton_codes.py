@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ._codes import Perturbation
+from ._codes import Perturbation, check_code_memory
 from ._native import pointer
-from ._triton_lists import NUMEL, POINTERS, launches
+from ._triton_lists import NUMEL, POINTERS, launches, on_device
 from ._triton_noise import element_words
 from ._triton_rounding import stochastic_integer
 
@@ -33,8 +35,10 @@ def code_delta(total, scales, headroom, seed, stream, first, ELEMENTS: tl.conste
     return stochastic_integer(tl.div_rn(total, scales), tl.cast(headroom, tl.float32), words)
 
 
-def code_launches(terms: Perturbation) -> Iterator[tuple]:
-    """The table, grid and constants of the one launch; none if there are no codes."""
+def launch_on_codes(kernel: Any, terms: Perturbation, *numbers: Tensor) -> None:
+    """One launch of a kernel that takes the table, ``numbers``, how many seeds, and head-room."""
+    check_code_memory(terms)
+    device = terms.codes[0].device
     pairs = zip(terms.codes, terms.scales, strict=True)
     lists = launches(
         ["int8"] * len(terms.codes),
@@ -43,7 +47,15 @@ def code_launches(terms: Perturbation) -> Iterator[tuple]:
         tuple(map(pointer, terms.codes)),
         tuple(map(pointer, terms.scales)),
         tuple(x.numel() // max(s.numel(), 1) for x, s in pairs),
-        device=terms.codes[0].device,
+        device=device,
     )
-    for _, *launch in lists:
-        yield tuple(launch)
+    with torch.cuda.device_of(terms.codes[0]):
+        for _, table, grid, constants in lists:
+            kernel[grid](
+                table,
+                *on_device(device, *numbers),
+                len(terms.seeds),
+                terms.headroom,
+                GAUSSIAN=terms.kind == "gaussian",
+                **constants,
+            )

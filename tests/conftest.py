@@ -48,6 +48,14 @@ def cpu_level():
 
 
 @pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """libsopt_cuda, its kernels run by the CPU."""
+    from cuda_bodies import Emulated, compile_emulated
+
+    return Emulated(compile_emulated(tmp_path_factory.mktemp("emulated")))
+
+
+@pytest.fixture(scope="session")
 def micro_folder(tmp_path_factory):
     """A diffusers folder with a pipeline of random weights, small enough for quick tests."""
     from pipelines import save_micro_pipeline  # here: diffusers takes seconds to import

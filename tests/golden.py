@@ -6,6 +6,8 @@ FNV-1a of the bytes of all outputs in order, so that a program in any language c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -30,18 +32,19 @@ def integers(low: int, high: int) -> Tensor:
     return torch.arange(SIZE) * 2654435761 % 2**32 % (high - low) + low
 
 
-def values(dtype: str) -> Tensor:
+def values(dtype: str, device: str) -> Tensor:
     """Multiples of 1/64 in [-2, 2), which every dtype holds."""
-    return (integers(-128, 128).float() / 64).to(DTYPES[dtype])
+    return (integers(-128, 128).float() / 64).to(device, DTYPES[dtype])
 
 
-def calls(kind: str, dtype: str) -> dict[str, tuple[tuple, list[Tensor]]]:
+def calls(kind: str, dtype: str, device: str = "cpu") -> dict[str, tuple[tuple, list[Tensor]]]:
     """For each row of the file: arguments of the op, and those of them that it writes."""
     seeds = torch.tensor(SEEDS)
     sums = (seeds, COEFFICIENTS, [STREAM], kind, 0.75)
     if dtype == "int8":
-        codes, scales = integers(-119, 120).to(torch.int8), (torch.arange(ROWS) + 1) / 16
-        clamped = torch.zeros((), dtype=torch.int64)
+        codes = integers(-119, 120).to(device, torch.int8)
+        scales = ((torch.arange(ROWS) + 1) / 16).to(device)
+        clamped = torch.zeros((), dtype=torch.int64, device=device)
         common = ([STREAM], kind, HEADROOM, ROUNDING[:1])
         perturb = ([codes.clone()], [scales], seeds, COEFFICIENTS, *common)
         directions = (seeds + 1000, torch.tensor([0.5]), clamped)
@@ -50,13 +53,13 @@ def calls(kind: str, dtype: str) -> dict[str, tuple[tuple, list[Tensor]]]:
             "perturb_int8_": (perturb, perturb[0]),
             "update_int8_": (update, [*update[0], clamped]),
         }
-    x = [[values(dtype)] for _ in range(6)]
+    x = [[values(dtype, device)] for _ in range(6)]
     scalars = (seeds[:1], COEFFICIENTS[:1], COEFFICIENTS[1:2])
     return {
         "add_noise_": ((x[0], *sums, [], None), x[0]),
         "add_noise_/round_after": ((x[1], *sums, [1], None), x[1]),
         "add_noise_/stochastic": ((x[2], *sums, [1], ROUNDING), x[2]),
-        "write_noisy_": ((x[3], [values(dtype)], *sums, [], None), x[3]),
+        "write_noisy_": ((x[3], [values(dtype, device)], *sums, [], None), x[3]),
         "restore_accumulate_": ((x[4], x[5], *scalars, [STREAM], kind), [*x[4], *x[5]]),
     }
 
@@ -79,9 +82,12 @@ def names() -> list[tuple[str, str, str]]:
     ]
 
 
-def golden(row: str, dtype: str, kind: str, backend: str) -> str:
-    arguments, outputs = calls(kind, dtype)[row]
-    OPS[row.partition("/")[0]].backends("cpu")[backend](*arguments)
+def golden(
+    row: str, dtype: str, kind: str, body: Callable[[str], Callable], device: str = "cpu"
+) -> str:
+    """The hash of a line; ``body`` gives the launcher of an op, for tensors on ``device``."""
+    arguments, outputs = calls(kind, dtype, device)[row]
+    body(row.partition("/")[0])(*arguments)
     return fnv_1a(outputs)
 
 
@@ -89,4 +95,4 @@ if __name__ == "__main__":
     print("# Golden hashes of every op, noise version 1; inputs and hash: tests/golden.py")
     print("# op[/rounding] dtype kind fnv1a64")
     for line in names():
-        print(*line, golden(*line, "reference"))
+        print(*line, golden(*line, lambda op: OPS[op].reference))

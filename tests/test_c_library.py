@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sopt_kernels import _native, _native_add_noise
+from sopt_kernels import _native, _native_add_noise, _native_cuda
 from sopt_kernels._native import DTYPE_CODE
 from sopt_kernels._noise import KINDS
 from sopt_kernels._noise import noise as reference_noise
@@ -79,7 +79,7 @@ def test_python_constants_match_header():
         assert f"SOPT_{kind.upper()} = {code}" in text
     for name, code in (("HOST", _native.HOST), ("DEVICE", _native.DEVICE)):
         assert f"SOPT_{name} = {code}" in text
-    assert f"#define SOPT_MAX_HOST_TERMS {_native_add_noise.MAX_HOST_TERMS}\n" in text
+    assert f"#define SOPT_MAX_HOST_TERMS {_native_cuda.MAX_HOST_TERMS}\n" in text
 
 
 @pytest.mark.parametrize(
@@ -236,6 +236,7 @@ def test_errors_carry_the_text_of_the_library():
         ((entry, -1, *terms, 1, 0, 1.0, *nearest), "count must be >= 0, got -1"),
         ((entry, 1, *terms, -1, 0, 1.0, *nearest), "terms must be >= 0, got -1"),
         ((entry, 1, *terms, 1, 2, 1.0, *nearest), "unknown kind 2"),
+        ((entry, 0, *terms, 1, 0, 1.0, two, -1, None), "rounds must be >= 0, got -1"),
         ((entry, 0, *terms, 1, 0, 1.0, two, 1, None), "round_after must .* between 0 and 1, got 1"),
         ((entry, 0, *terms, 3, 0, 1.0, two, 2, None), "between 0 and 3, got 1 at 1"),
     ):

@@ -1,12 +1,12 @@
-"""The bodies for GPUs on a GPU: the bits of the CPU, no waiting, graphs, streams, large indices."""
+"""The CUDA bodies on a GPU, beside test_cuda_bits.py: no waiting, graphs, streams, indices."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from cuda_bodies import Bodies, on_cpu, terms_of
 
 from sopt_kernels import add_noise_, noise, write_noisy_
-from sopt_kernels._arguments import DTYPES
 from sopt_kernels._noise import KINDS
 from sopt_kernels._noise import noise as reference_noise
 from sopt_kernels._registry import OPS
@@ -14,77 +14,24 @@ from sopt_kernels._registry import OPS
 if not torch.cuda.is_available():
     pytest.skip("there is no CUDA device", allow_module_level=True)
 
-SIZES = [1, 3, 5, 129, 1023, 1025, 4095, 4096, 4097, 100_003]
 GIB = 2**30
 
 
 @pytest.fixture(params=["native", "triton"])
 def launch(request):
     """Each body of ``add_noise_`` for GPUs, by name."""
-    found = OPS["add_noise_"].implementations("cuda")[request.param]
-    if not callable(found):
-        pytest.skip(f"cuda {request.param}: {found}")
-    return found
-
-
-def terms_of(k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    numbers = torch.arange(k)
-    return numbers * 0x1234_5678_9ABC_DEF1 - 5, (0.3 - 0.01 * numbers).float()
-
-
-def on_cpu(*arguments):
-    next(iter(OPS["add_noise_"].backends("cpu").values()))(*arguments)
-
-
-@pytest.mark.parametrize("terms", [0, 1, 3, 17, 256, 300])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_of_the_cpu_at_any_size_and_address(launch, dtype, kind, terms):
-    """And nothing outside of the tensors is written. 300 terms do not fit into a launch."""
-    for size in SIZES if terms < 4 else (1025,):
-        for before in (0, 1, 4, 7):  # elements: of these addresses, vectors may use the first
-            expected = torch.linspace(-2, 2, before + size + 9).to(dtype)
-            actual = expected.cuda()
-            ours, theirs = (x[before : before + size] for x in (actual, expected))
-            rest = (*terms_of(terms), [-3], kind, 0.9)
-            launch([ours], *rest)
-            on_cpu([theirs], *rest)
-            assert torch.equal(actual.cpu(), expected), (size, before)
-
-
-def test_long_lists_of_mixed_dtypes(launch):
-    sizes = [(k * 37) % 300 + 4096 * (k % 50 == 7) for k in range(1100)]  # some are empty
-    expected = [torch.linspace(-1, 1, n).to(DTYPES[k % 3]) for k, n in enumerate(sizes)]
-    actual = [x.cuda() for x in expected]
-    rest = (*terms_of(2), list(range(1100)), "gaussian", 1.0)
-    launch(actual, *rest)
-    on_cpu(expected, *rest)
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(actual, expected, strict=True))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_every_16_bit_value_is_kept_and_rounding_is_to_nearest_even(launch, dtype):
-    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
-    for decay in (1.0, 0.99, 1.001, 2.0**-9, 3.0 * 2.0**-14):  # to subnormals and infinity
-        actual = every.cuda()
-        launch([actual], *terms_of(0), [0], "gaussian", decay)
-        expected = (every.float() * torch.tensor(decay)).to(dtype)
-        assert torch.equal(actual.cpu().nan_to_num(7.0), expected.nan_to_num(7.0))
-        assert torch.equal(actual.cpu().isnan(), every.isnan())
+    return Bodies(request.param, "cuda")["add_noise_"]
 
 
 @pytest.mark.parametrize("backend", ["native", "triton"])
 def test_box_muller_of_64_mi_words(backend):
     """Square root, logarithm and cosine: where an approximation of the GPU would show."""
-    found = OPS["box_muller"].implementations("cuda")[backend]
-    if not callable(found):
-        pytest.skip(f"cuda {backend}: {found}")
-    on_the_cpu = next(iter(OPS["box_muller"].backends("cpu").values()))
+    found = Bodies(backend, "cuda")["box_muller"]
     for start in range(4):
         words = torch.arange(2**24) * 0x9E3779B1 + start * 0x3C6EF372
         words[0::2] = torch.arange(start, 2**32, 2**9)[: 2**23]  # from one end to the other
         bits = words.to(torch.int32).view(torch.uint32)
-        assert torch.equal(found(bits.cuda()).cpu(), on_the_cpu(bits))
+        assert torch.equal(found(bits.cuda()).cpu(), on_cpu("box_muller", bits))
 
 
 def test_indices_past_two_to_the_32(launch):
@@ -117,37 +64,45 @@ def test_public_functions_give_the_bits_of_the_cpu(kind):
     assert there._version > version
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_rounding_gives_the_bits_of_the_cpu(launch, dtype, kind):
-    """The native body hands these on; see _native_add_noise.add_noise_cuda."""
-    for roundings in (([], [9]), ([1, 2], None), ([1, 2], [9, -8, 7])):
-        cuts, seeds = roundings
-        rest = (*terms_of(3), [-3], kind, 0.9, cuts, None if seeds is None else torch.tensor(seeds))
-        expected = torch.linspace(-2, 2, 5003).to(dtype)
-        actual = expected.cuda()
-        launch([actual], *rest)
-        on_cpu([expected], *rest)
-        assert torch.equal(actual.cpu(), expected)
+def code_arguments(device):
+    """Of ``perturb_int8_`` and ``update_int8_``, with their coefficients in device memory."""
+    one = torch.ones(1, device=device)
+    seed = torch.tensor([1])
+    codes = torch.zeros(5000, dtype=torch.int8, device=device)
+    perturb = ([codes], [one], seed, one, [1], "gaussian", 8, seed)
+    return perturb, (*perturb, seed, one, torch.zeros((), dtype=torch.int64, device=device))
 
 
-def test_nothing_waits_for_the_gpu_and_nothing_is_allocated(launch):
-    x = torch.zeros(5000, device="cuda")
+@pytest.mark.parametrize("backend", ["native", "triton"])
+@pytest.mark.parametrize("op", [op for op in OPS if op.endswith("_")])
+def test_nothing_waits_for_the_gpu_and_nothing_is_allocated(op, backend):
+    body = Bodies(backend, "cuda")[op]
+    x, y = (torch.zeros(5000, device="cuda") for _ in range(2))
     seeds, coefficients = terms_of(2)
-    on_gpu = coefficients.cuda()
-    arguments = [(seeds, coefficients), (seeds, on_gpu), (seeds.cuda(), on_gpu)]
-    for terms in arguments:  # compiled, and tables made, the first time
-        launch([x], *terms, [1], "gaussian", 1.0)
+    on_gpu, seed, one = coefficients.cuda(), torch.tensor([1]), torch.ones(1, device="cuda")
+    terms = [(seeds, coefficients), (seeds, on_gpu), (seeds.cuda(), on_gpu)]
+    perturb, update = code_arguments("cuda")
+    calls = {
+        "add_noise_": [([x], *t, [1], "gaussian", 1.0) for t in terms],
+        "write_noisy_": [([x], [y], *t, [1], "gaussian", 1.0) for t in terms],
+        "restore_accumulate_": [([x], [y], seed, one, -one, [1], "gaussian")],
+        "perturb_int8_": [perturb],
+        "update_int8_": [update],
+    }[op]
+    if op in ("add_noise_", "write_noisy_"):
+        calls += [(*arguments, [1], torch.tensor([3, 4])) for arguments in calls]
+    for arguments in calls:  # compiled, and tables made, the first time
+        body(*arguments)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for terms in arguments:
-            launch([x], *terms, [1], "gaussian", 1.0)
+        for arguments in calls:
+            body(*arguments)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    if "native" in launch.__module__:
+    if backend == "native":
         assert torch.cuda.max_memory_allocated() == before
 
 
@@ -176,6 +131,28 @@ def test_captured_in_a_graph(launch):
     assert torch.equal(x.cpu(), expected)
 
 
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_codes_in_a_graph(backend):
+    """Perturbed by one coefficient of a replay, and restored by the next: every byte is back."""
+    body = Bodies(backend, "cuda")["perturb_int8_"]
+    arguments, _ = code_arguments("cuda")
+    (codes,), coefficient = arguments[0], arguments[3]
+    if backend == "triton":  # it copies what lies on the host, which a graph cannot
+        arguments = tuple(x.cuda() if isinstance(x, torch.Tensor) else x for x in arguments)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        body(*arguments)
+    side.synchronize()
+    codes.zero_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        body(*arguments)
+    for value in (0.5, -0.5):
+        coefficient.fill_(value)
+        graph.replay()
+        assert codes.any().item() == (value > 0)
+
+
 def test_runs_on_the_stream_of_pytorch(launch):
     x = torch.ones(5000, device="cuda")
     launch([x], *terms_of(1), [1], "gaussian", 1.0)  # compiled the first time
@@ -187,7 +164,7 @@ def test_runs_on_the_stream_of_pytorch(launch):
         launch([x], *terms_of(1), [1], "gaussian", 1.0)
     side.synchronize()
     expected = torch.zeros(5000)
-    on_cpu([expected], *terms_of(1), [1], "gaussian", 1.0)
+    on_cpu("add_noise_", [expected], *terms_of(1), [1], "gaussian", 1.0)
     assert torch.equal(x.cpu(), expected)
 
 

@@ -61,6 +61,15 @@ def test_counts_and_verdicts_are_read(check):
         assert check.clean(found) == is_clean, found
 
 
+def test_the_sanitizer_is_shown_every_body(monkeypatch, emulated):
+    """Here with emulated kernels, whose own sanitizer would end the process."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    emulated.replace_gpu(monkeypatch)
+    before = emulated.launches
+    importlib.import_module("bench.gpu_bodies").call_all("cpu")
+    assert emulated.launches - before > 300
+
+
 def test_without_a_gpu_one_sentence_says_so():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -103,7 +112,7 @@ def test_measures_every_body_and_prints_it(speed, check, monkeypatch, tmp_path):
     rows = speed.measure("cpu", small=True)
     bodies = {row["body"] for row in rows}
     assert bodies == set(speed.OPS["add_noise_"].backends("cpu")) - {"reference"}
-    assert len(rows) == len(bodies) * 2 * (4 * 3 + 2 + 3)
+    assert len(rows) == len(bodies) * 2 * (4 * 3 + 2 + 4 + 3)
     for row in rows:
         assert all(row[k] > 0 for k in ("seconds", "bytes_per_second", "of_copy", "x_mezo"))
     result = {

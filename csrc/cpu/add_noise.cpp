@@ -6,15 +6,9 @@ sopt_status sopt_add_noise_cpu(const sopt_tensor* tensors, int64_t count, const 
                                float decay, const int64_t* round_after, int64_t rounds,
                                const uint64_t* rounding_seeds) {
   using namespace sopt;
-  sopt_status status = check_list(__func__, tensors, count, terms, kind);
-  if (status == SOPT_OK) status = check_dtypes(__func__, tensors, count);
+  const sopt_status status =
+      check_add_noise(__func__, tensors, count, terms, kind, round_after, rounds);
   if (status != SOPT_OK) return status;
-  for (int64_t i = 0, last = 0; i < rounds; last = round_after[i++])
-    if (round_after[i] <= last || round_after[i] >= terms)
-      return sopt_fail(SOPT_INVALID_ARGUMENT,
-                       "%s: round_after must increase and lie between 0 and %" PRId64
-                       ", got %" PRId64 " at %" PRId64,
-                       __func__, terms, round_after[i], i);
   const Sum sum = {seeds, coefficients, terms, decay, round_after, rounds, rounding_seeds};
   return parallel_for_ranges(tensors, count, [&](int64_t i, int64_t begin, int64_t end) {
     const sopt_tensor& x = tensors[i];

@@ -65,15 +65,6 @@ struct Gaussian {
     }
     if (begin < end) apply<P>(from, to, end - begin, false, decays, even, odd, group);
   }
-
-  template <class P, class From, class To>
-  [[gnu::noinline]] static void add(const From* from, To* to, int64_t begin, int64_t end,
-                                    uint64_t stream, const Group& group) {
-    if (group.decay == 1.0f)
-      loop<P>(from, to, begin, end, false, stream, group);
-    else
-      loop<P>(from, to, begin, end, true, stream, group);
-  }
 };
 
 // One block of each lane gives 128 * kLanes elements: the words of all seeds first, as bits.
@@ -123,16 +114,16 @@ struct Rademacher {
     if (begin < end)
       apply<P>(from, to, end - begin, false, decays, uint64_t(begin) / 128, stream, group);
   }
-
-  template <class P, class From, class To>
-  [[gnu::noinline]] static void add(const From* from, To* to, int64_t begin, int64_t end,
-                                    uint64_t stream, const Group& group) {
-    if (group.decay == 1.0f)
-      loop<P>(from, to, begin, end, false, stream, group);
-    else
-      loop<P>(from, to, begin, end, true, stream, group);
-  }
 };
+
+template <class P, class Noise, class From, class To>
+[[gnu::noinline]] void add(const From* from, To* to, int64_t begin, int64_t end, uint64_t stream,
+                           const Group& group) {
+  if (group.decay == 1.0f)
+    Noise::template loop<P>(from, to, begin, end, false, stream, group);
+  else
+    Noise::template loop<P>(from, to, begin, end, true, stream, group);
+}
 
 SOPT_INLINE Group group_of(const Sum& sum, int64_t first, int64_t last, float decay) {
   Group group;
@@ -154,22 +145,21 @@ SOPT_INLINE void add_terms(const From* from, To* to, int64_t begin, int64_t end,
   constexpr int64_t K = Noise::kGroup;
   if (rounding_seed == nullptr && last - first <= K) {
     const Group group = group_of(sum, first, last, sum.decay);
-    return last > first ? Noise::template add<P>(from, to, begin, end, stream, group)
-                        : Rademacher::add<P>(from, to, begin, end, stream, group);  // decay alone
+    return last > first ? add<P, Noise>(from, to, begin, end, stream, group)
+                        : add<P, Rademacher>(from, to, begin, end, stream, group);  // decay alone
   }
   alignas(64) float tile[kTile];  // the sums between groups, in the first-level cache
   int64_t k = first + K < last ? first + K : last;
   const Group group = group_of(sum, first, k, sum.decay);
   if (k > first)
-    Noise::template add<P>(from, tile, begin, end, stream, group);
+    add<P, Noise>(from, tile, begin, end, stream, group);
   else
-    Rademacher::add<P>(from, tile, begin, end, stream, group);
+    add<P, Rademacher>(from, tile, begin, end, stream, group);
   for (; k + K < last; k += K)
-    Noise::template add<P>(tile, tile, begin, end, stream, group_of(sum, k, k + K, 1.0f));
+    add<P, Noise>(tile, tile, begin, end, stream, group_of(sum, k, k + K, 1.0f));
   if (rounding_seed == nullptr)
-    return Noise::template add<P>(tile, to, begin, end, stream, group_of(sum, k, last, 1.0f));
-  if (k < last)
-    Noise::template add<P>(tile, tile, begin, end, stream, group_of(sum, k, last, 1.0f));
+    return add<P, Noise>(tile, to, begin, end, stream, group_of(sum, k, last, 1.0f));
+  if (k < last) add<P, Noise>(tile, tile, begin, end, stream, group_of(sum, k, last, 1.0f));
   if constexpr (sizeof(To) < sizeof(float))
     round_tile<P>(tile, to, begin, end, stream, *rounding_seed);
 }

@@ -3,30 +3,6 @@
 
 #include "tiles.h"
 
-namespace sopt {
-namespace {
-
-sopt_status check_codes(const char* function, const sopt_codes* tensors, int64_t count,
-                        int64_t terms, sopt_noise kind, int64_t headroom) {
-  const sopt_status status = check_list(function, tensors, count, terms, kind);
-  if (status != SOPT_OK) return status;
-  if (headroom < 1 || headroom > 64)
-    return sopt_fail(SOPT_INVALID_ARGUMENT, "%s: headroom must be in [1, 64], got %" PRId64,
-                     function, headroom);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t numel = tensors[i].numel, rows = tensors[i].rows;
-    if (numel > 0 && (rows < 1 || numel % rows != 0))
-      return sopt_fail(SOPT_INVALID_ARGUMENT,
-                       "%s: rows of tensor %" PRId64 " must divide its %" PRId64
-                       " elements, got %" PRId64,
-                       function, i, numel, rows);
-  }
-  return SOPT_OK;
-}
-
-}  // namespace
-}  // namespace sopt
-
 sopt_status sopt_perturb_int8_cpu(const sopt_codes* tensors, int64_t count, const uint64_t* seeds,
                                   const float* coefficients, int64_t terms, sopt_noise kind,
                                   int64_t headroom, const uint64_t* rounding_seed) {

@@ -6,16 +6,8 @@ sopt_status sopt_restore_accumulate_cpu(const sopt_tensor* params, const sopt_te
                                         const float* restore_coefficient,
                                         const float* grad_coefficient, sopt_noise kind) {
   using namespace sopt;
-  sopt_status status = check_list(__func__, params, count, 1, kind);
-  if (status == SOPT_OK) status = check_dtypes(__func__, params, count);
-  if (status == SOPT_OK) status = check_dtypes(__func__, grads, count);
+  const sopt_status status = check_restore_accumulate(__func__, params, grads, count, kind);
   if (status != SOPT_OK) return status;
-  for (int64_t i = 0; i < count; ++i)
-    if (params[i].numel != grads[i].numel)
-      return sopt_fail(SOPT_INVALID_ARGUMENT,
-                       "%s: tensor %" PRId64
-                       " must have as many elements in both lists, got %" PRId64 " and %" PRId64,
-                       __func__, i, params[i].numel, grads[i].numel);
   return parallel_for_ranges(params, count, [&](int64_t i, int64_t begin, int64_t end) {
     const sopt_tensor &p = params[i], &g = grads[i];
     const Kernels& table = kernels();

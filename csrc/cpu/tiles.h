@@ -1,7 +1,6 @@
 // Lists of tensors cut into tiles: what the entry points of all ops on lists share.
 #pragma once
-#include <cinttypes>
-
+#include "../common/checks.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -13,34 +12,6 @@ constexpr int64_t kGrain = 16;  // tiles per task, 32Ki elements; affects speed 
 template <class Tensor>
 int64_t tiles_of(const Tensor& tensor) {
   return (tensor.numel + kTile - 1) / kTile;
-}
-
-// What every op on lists takes; `function` is the name of the caller.
-template <class Tensor>
-sopt_status check_list(const char* function, const Tensor* tensors, int64_t count, int64_t terms,
-                       sopt_noise kind) {
-  if (count < 0)
-    return sopt_fail(SOPT_INVALID_ARGUMENT, "%s: count must be >= 0, got %" PRId64, function,
-                     count);
-  if (terms < 0)
-    return sopt_fail(SOPT_INVALID_ARGUMENT, "%s: terms must be >= 0, got %" PRId64, function,
-                     terms);
-  if (kind != SOPT_GAUSSIAN && kind != SOPT_RADEMACHER)
-    return sopt_fail(SOPT_INVALID_ARGUMENT, "%s: unknown kind %d", function, int(kind));
-  for (int64_t i = 0; i < count; ++i)
-    if (tensors[i].numel < 0)
-      return sopt_fail(SOPT_INVALID_ARGUMENT,
-                       "%s: numel of tensor %" PRId64 " must be >= 0, got %" PRId64, function, i,
-                       tensors[i].numel);
-  return SOPT_OK;
-}
-
-inline sopt_status check_dtypes(const char* function, const sopt_tensor* tensors, int64_t count) {
-  for (int64_t i = 0; i < count; ++i)
-    if (tensors[i].dtype < SOPT_FLOAT32 || tensors[i].dtype > SOPT_FLOAT16)
-      return sopt_fail(SOPT_INVALID_ARGUMENT, "%s: unknown dtype %" PRId64 " of tensor %" PRId64,
-                       function, tensors[i].dtype, i);
-  return SOPT_OK;
 }
 
 // Calls body(i, begin, end) on ranges of elements of tensors i that cover them all, on several

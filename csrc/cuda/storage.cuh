@@ -54,6 +54,7 @@ struct Storage<float> {
   }
   SOPT_INLINE float load_one(const float* from) { return *from; }
   SOPT_INLINE void store_one(float* to, float x) { *to = x; }
+  SOPT_INLINE void round_two(float*) {}  // to T, of which these are two
 };
 
 // Two elements in each word of a vector, the first one in the low half.
@@ -83,6 +84,10 @@ struct HalfWords {
   SOPT_INLINE void store_one(T* to, float x) {
     to->bits = uint16_t(Pair::of(x, 0.0f));
   }
+  SOPT_INLINE void round_two(float* x) {
+    const uint32_t word = Pair::of(x[0], x[1]);
+    x[0] = Pair::low(word), x[1] = Pair::high(word);
+  }
 };
 
 struct BFloat16Pair {
@@ -95,6 +100,26 @@ struct Float16Pair {
   SOPT_INLINE float low(uint32_t word) { return from_float16(word & 0xFFFFu); }
   SOPT_INLINE float high(uint32_t word) { return from_float16(word >> 16); }
   SOPT_INLINE uint32_t of(float low, float high) { return to_float16_pair(low, high); }
+};
+
+// Codes, which change by whole numbers: what is stored is their low byte.
+template <>
+struct Storage<int8_t> {
+  static constexpr int kVector = 8;
+  SOPT_INLINE void load(const int8_t* from, float* x) {
+    const uint2 v = *reinterpret_cast<const uint2*>(from);
+    const uint32_t words[] = {v.x, v.y};
+    SOPT_UNROLL
+    for (int i = 0; i < 8; ++i) x[i] = float(int8_t(words[i / 4] >> 8 * (i % 4) & 0xFFu));
+  }
+  SOPT_INLINE void store(int8_t* to, const float* x) {
+    uint32_t words[] = {0, 0};
+    SOPT_UNROLL
+    for (int i = 0; i < 8; ++i) words[i / 4] |= (uint32_t(int(x[i])) & 0xFFu) << 8 * (i % 4);
+    *reinterpret_cast<uint2*>(to) = make_uint2(words[0], words[1]);
+  }
+  SOPT_INLINE float load_one(const int8_t* from) { return float(*from); }
+  SOPT_INLINE void store_one(int8_t* to, float x) { *to = int8_t(uint32_t(int(x)) & 0xFFu); }
 };
 
 template <>

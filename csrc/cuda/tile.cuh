@@ -21,13 +21,32 @@ struct Share {
   bool whole;    // the tile has no elements past the end, and vectors may be used
   bool vectors;  // addresses of vectors are multiples of 16
 
-  __device__ Share(int64_t tile, int64_t numel, const void* a, const void* b) {
+  template <class... Addresses>
+  __device__ Share(int64_t tile, int64_t numel, Addresses... of_memory) {
     const int64_t begin = tile * kTile;
     first = begin + threadIdx.x / 4 * 128 + threadIdx.x % 4 * V;
-    vectors = ((reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b)) & 15) == 0;
+    vectors = ((reinterpret_cast<uintptr_t>(of_memory) | ...) & 15) == 0;
     whole = vectors && begin + kTile <= numel;
   }
+
+  // Of the whole tensor, element i of the share.
+  __device__ int64_t index(int i) const { return first + i / V * V * 4 + i % V; }
 };
+
+// V consecutive elements.
+template <int V, class T>
+SOPT_INLINE void load_vectors(const T* from, float* x) {
+  constexpr int N = Storage<T>::kVector;
+  SOPT_UNROLL
+  for (int v = 0; v < V; v += N) Storage<T>::load(from + v, x + v);
+}
+
+template <int V, class T>
+SOPT_INLINE void store_vectors(T* to, const float* x) {
+  constexpr int N = Storage<T>::kVector;
+  SOPT_UNROLL
+  for (int v = 0; v < V; v += N) Storage<T>::store(to + v, x + v);
+}
 
 // Of a whole tile, without a branch between the accesses: all of them are under way at once.
 template <int V, class T>
@@ -35,14 +54,14 @@ SOPT_INLINE void load(const Share<V>& share, const T* from, int64_t numel, float
   const T* mine = from + share.first;
   if (share.whole) {
     SOPT_UNROLL
-    for (int i = 0; i < kShare; i += V) Storage<T>::load(mine + 4 * i, x + i);
+    for (int i = 0; i < kShare; i += V) load_vectors<V>(mine + 4 * i, x + i);
     return;
   }
   SOPT_UNROLL
   for (int i = 0; i < kShare; i += V) {
     const int64_t rest = numel - share.first - 4 * i;
     if (share.vectors && rest >= V) {
-      Storage<T>::load(mine + 4 * i, x + i);
+      load_vectors<V>(mine + 4 * i, x + i);
     } else {
       SOPT_UNROLL
       for (int v = 0; v < V; ++v)
@@ -56,14 +75,14 @@ SOPT_INLINE void store(const Share<V>& share, T* to, int64_t numel, const float 
   T* mine = to + share.first;
   if (share.whole) {
     SOPT_UNROLL
-    for (int i = 0; i < kShare; i += V) Storage<T>::store(mine + 4 * i, x + i);
+    for (int i = 0; i < kShare; i += V) store_vectors<V>(mine + 4 * i, x + i);
     return;
   }
   SOPT_UNROLL
   for (int i = 0; i < kShare; i += V) {
     const int64_t rest = numel - share.first - 4 * i;
     if (share.vectors && rest >= V) {
-      Storage<T>::store(mine + 4 * i, x + i);
+      store_vectors<V>(mine + 4 * i, x + i);
     } else {
       SOPT_UNROLL
       for (int v = 0; v < V; ++v)

@@ -5,51 +5,100 @@
 // for graphs, or to order between streams.
 #pragma once
 #include <cstdint>
+#include <cstring>
 
+#include "launch.cuh"
 #include "sopt.h"
 #include "tile.cuh"
 
 namespace sopt {
 
-struct Entry {
-  void* out;
-  const void* base;
-  int64_t numel;
-  uint64_t stream;
-  uint32_t first_tile;  // in this launch
-  uint32_t dtype;
+// Most launches are of the first size; a kernel has 32,764 bytes of arguments (CUDA 12.1 or newer).
+struct Little {
+  static constexpr int kTensors = 16, kTerms = 16;
+};
+struct Much {
+  static constexpr int kTensors = 512, kTerms = SOPT_MAX_HOST_TERMS;
+};
+constexpr int kArgumentBytes = 32764;
+
+// Numbers of the caller: those in host memory go along, those in device memory are read there.
+template <class T>
+struct Numbers {
+  const T* from;
+  sopt_memory memory;
+
+  Numbers<T> operator+(int64_t k) const { return {from ? from + k : from, memory}; }
 };
 
-template <int kTensors, int kTerms>
-struct Work {
-  static constexpr int kMaxTensors = kTensors, kMaxTerms = kTerms;
-  Entry tensors[kTensors];
-  uint64_t seeds[kTerms];
-  float coefficients[kTerms];
-  const uint64_t* device_seeds;  // in place of `seeds`, where not null; `coefficients` likewise
-  const float* device_coefficients;
-  int64_t terms;
-  int32_t count;
-  float decay;
+template <class T, int N>
+struct Array {
+  T items[N];
+  const T* device;  // in place of `items`, where not null
 
-  __device__ uint64_t seed(int64_t k) const { return device_seeds ? device_seeds[k] : seeds[k]; }
-  __device__ float coefficient(int64_t k) const {
-    return device_coefficients ? device_coefficients[k] : coefficients[k];
+  void set(Numbers<T> numbers, int64_t count) {
+    device = numbers.memory == SOPT_DEVICE ? numbers.from : nullptr;
+    if (numbers.memory == SOPT_HOST && count > 0)
+      memcpy(items, numbers.from, size_t(count) * sizeof(T));
   }
-  // The tensor that has the tile: the last one whose first tile is not after it.
-  __device__ const Entry& tensor_of(uint32_t tile) const {
+  __device__ T operator[](int64_t k) const { return device ? device[k] : items[k]; }
+};
+
+template <class Item, int N>
+struct List {
+  Item items[N];
+  int32_t count;
+
+  // The one that has the tile: the last one whose first tile is not after it.
+  __device__ const Item& with(uint32_t tile) const {
     int low = 0, high = count;
     while (high - low > 1) {
       const int middle = (low + high) / 2;
-      (tensors[middle].first_tile <= tile ? low : high) = middle;
+      (items[middle].first_tile <= tile ? low : high) = middle;
     }
-    return tensors[low];
+    return items[low];
   }
 };
 
-// Most launches are of the first kind; a kernel has 32,764 bytes of arguments (CUDA 12.1 or newer).
-using LittleWork = Work<16, 16>;
-using MuchWork = Work<512, SOPT_MAX_HOST_TERMS>;
-static_assert(sizeof(MuchWork) <= 32764, "the arguments of a kernel are limited");
+// How many terms a launch has to carry, for arrays of them in these memories.
+template <class... Memories>
+int64_t carried(int64_t terms, Memories... memories) {
+  return ((memories == SOPT_HOST) || ...) ? terms : 0;
+}
+
+inline bool is_little(int64_t tensors, int64_t terms) {
+  return tensors <= Little::kTensors && terms <= Little::kTerms;
+}
+
+inline sopt_status check_carried(const char* function, int64_t terms) {
+  if (terms > SOPT_MAX_HOST_TERMS)
+    return sopt_fail(SOPT_INVALID_ARGUMENT, "%s: terms in host memory must be <= %d, got %" PRId64,
+                     function, SOPT_MAX_HOST_TERMS, terms);
+  return SOPT_OK;
+}
+
+// One launch for as many tensors as `work` has room for; item(i) is tensor i, and empty ones take
+// no place.
+template <class Work, class Item>
+sopt_status launch_on_list(const char* function, void (*kernel)(Work), Work& work, int64_t count,
+                           Item item, void* stream) {
+  constexpr int kRoom = sizeof work.tensors.items / sizeof *work.tensors.items;
+  for (int64_t i = 0; i < count;) {
+    int64_t tiles = 0;
+    for (work.tensors.count = 0; i < count && work.tensors.count < kRoom; ++i) {
+      auto tensor = item(i);
+      const int64_t more = (tensor.numel + kTile - 1) / kTile;
+      if (more == 0) continue;
+      if (work.tensors.count > 0 && tiles + more > INT32_MAX) break;
+      tensor.first_tile = uint32_t(tiles);
+      work.tensors.items[work.tensors.count++] = tensor;
+      tiles += more;
+    }
+    if (work.tensors.count == 0) break;
+    const sopt_status status = launch(function, kernel, tiles, kThreads, stream, work);
+    if (status != SOPT_OK) return status;
+  }
+  return SOPT_OK;
+}
 
 }  // namespace sopt

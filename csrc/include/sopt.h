@@ -24,24 +24,28 @@
 
 #ifdef __cplusplus
 extern "C" {
+#define SOPT_INT : int /* so that a caller's wrong value is checked, not undefined */
+#else
+#define SOPT_INT
 #endif
 
 /* Raised whenever a signature, a code or the meaning of an argument changes. */
-#define SOPT_ABI_VERSION 2
+#define SOPT_ABI_VERSION 3
 
-typedef enum {
+typedef enum SOPT_INT {
   SOPT_OK = 0,
   SOPT_INVALID_ARGUMENT = 1,
   SOPT_UNSUPPORTED = 2, /* valid, but not on this machine or in this build */
   SOPT_DEVICE_ERROR = 3 /* the device runtime or the host's thread pool failed */
 } sopt_status;
 
-typedef enum { SOPT_FLOAT32 = 0, SOPT_BFLOAT16 = 1, SOPT_FLOAT16 = 2 } sopt_dtype;
+typedef enum SOPT_INT { SOPT_FLOAT32 = 0, SOPT_BFLOAT16 = 1, SOPT_FLOAT16 = 2 } sopt_dtype;
 
 /* ---- library -------------------------------------------------------------------------- */
 
-/* SOPT_ABI_VERSION of the library itself; compare it with the header's after loading. */
+/* SOPT_ABI_VERSION of each library itself; compare them with the header's after loading. */
 SOPT_API int sopt_abi_version(void);
+SOPT_API int sopt_cuda_abi_version(void);
 
 /* Text of the last failure on this thread, "" before the first. Valid until the next one. */
 SOPT_API const char* sopt_last_error(void);
@@ -71,8 +75,13 @@ SOPT_API sopt_status sopt_set_cpu_level(const char* level);
 /* Whether this machine's driver can run libsopt_cuda; the other functions do not ask again. */
 SOPT_API sopt_status sopt_cuda_check(void);
 
-/* Where an array lies that may be in either memory. */
-typedef enum { SOPT_HOST = 0, SOPT_DEVICE = 1 } sopt_memory;
+/* Where an array of numbers lies, of those that may be in either memory. In device memory it is
+ * read when the kernel runs: a launch waits for nothing, and a CUDA graph reads it at each replay.
+ * What is in host memory has been read on return; where it has one item per term, it may have
+ * SOPT_MAX_HOST_TERMS. Lists of tensors are always in host memory; one launch serves up to 512
+ * tensors, of any dtypes. */
+typedef enum SOPT_INT { SOPT_HOST = 0, SOPT_DEVICE = 1 } sopt_memory;
+#define SOPT_MAX_HOST_TERMS 256
 
 /* ---- noise ---------------------------------------------------------------------------- */
 
@@ -85,7 +94,7 @@ typedef enum { SOPT_HOST = 0, SOPT_DEVICE = 1 } sopt_memory;
  *   csrc/common/noise.h; within 4 ulp of max(|z|, 2^-10).
  * SOPT_RADEMACHER: block b gives elements 128b .. 128b + 127: -1 where bit i % 32 of word
  *   (i % 128) / 32 is set, else +1. */
-typedef enum { SOPT_GAUSSIAN = 0, SOPT_RADEMACHER = 1 } sopt_noise;
+typedef enum SOPT_INT { SOPT_GAUSSIAN = 0, SOPT_RADEMACHER = 1 } sopt_noise;
 
 /* words[4 i .. 4 i + 3] = Philox4x32-10(counters[4 i .. 4 i + 3]) under key[0 .. 1], i < n. */
 SOPT_API sopt_status sopt_philox4x32_10_cpu(const uint32_t* counters, int64_t n,
@@ -125,15 +134,15 @@ SOPT_API sopt_status sopt_add_noise_cpu(const sopt_tensor* tensors, int64_t coun
                                         const int64_t* round_after, int64_t rounds,
                                         const uint64_t* rounding_seeds);
 
-/* The same bits, without round_after and to nearest. The array `tensors` is in host memory; `seeds`
- * and `coefficients` may be in either, but arrays in host memory have at most SOPT_MAX_HOST_TERMS
- * items. All arrays in host memory have been read on return; one launch serves up to 512 tensors,
- * of any dtypes. */
-#define SOPT_MAX_HOST_TERMS 256
+/* The same bits; `round_after` is in host memory, and a launch serves up to SOPT_MAX_HOST_TERMS
+ * roundings. */
 SOPT_API sopt_status sopt_add_noise_cuda(const sopt_tensor* tensors, int64_t count,
                                          const uint64_t* seeds, sopt_memory seeds_memory,
                                          const float* coefficients, sopt_memory coefficients_memory,
-                                         int64_t terms, sopt_noise kind, float decay, void* stream);
+                                         int64_t terms, sopt_noise kind, float decay,
+                                         const int64_t* round_after, int64_t rounds,
+                                         const uint64_t* rounding_seeds,
+                                         sopt_memory rounding_seeds_memory, void* stream);
 
 /* In one pass over `count` pairs of tensors, with the stream of params and z = z(*seed, stream, i):
  * params: out = fma(*restore_coefficient, z, base); grads: out = fma(*grad_coefficient, z, base);
@@ -143,6 +152,11 @@ SOPT_API sopt_status sopt_restore_accumulate_cpu(const sopt_tensor* params,
                                                  const uint64_t* seed,
                                                  const float* restore_coefficient,
                                                  const float* grad_coefficient, sopt_noise kind);
+SOPT_API sopt_status sopt_restore_accumulate_cuda(
+    const sopt_tensor* params, const sopt_tensor* grads, int64_t count, const uint64_t* seed,
+    sopt_memory seed_memory, const float* restore_coefficient,
+    sopt_memory restore_coefficient_memory, const float* grad_coefficient,
+    sopt_memory grad_coefficient_memory, sopt_noise kind, void* stream);
 
 /* ---- int8 codes ------------------------------------------------------------------------ */
 
@@ -165,6 +179,13 @@ SOPT_API sopt_status sopt_perturb_int8_cpu(const sopt_codes* tensors, int64_t co
                                            const uint64_t* seeds, const float* coefficients,
                                            int64_t terms, sopt_noise kind, int64_t headroom,
                                            const uint64_t* rounding_seed);
+SOPT_API sopt_status sopt_perturb_int8_cuda(const sopt_codes* tensors, int64_t count,
+                                            const uint64_t* seeds, sopt_memory seeds_memory,
+                                            const float* coefficients,
+                                            sopt_memory coefficients_memory, int64_t terms,
+                                            sopt_noise kind, int64_t headroom,
+                                            const uint64_t* rounding_seed,
+                                            sopt_memory rounding_seed_memory, void* stream);
 
 /* codes = clamp(codes + sgn(s) floor(|s| + u), +-(127 - headroom)), with
  *   s = sum over n < terms of coefficients[n] delta_n, by fma in the order of n from 0,
@@ -177,6 +198,14 @@ SOPT_API sopt_status sopt_update_int8_cpu(const sopt_codes* tensors, int64_t cou
                                           const float* coefficients, int64_t terms,
                                           const float* eps, sopt_noise kind, int64_t headroom,
                                           const uint64_t* rounding_seed, int64_t* clamped);
+
+/* The same; `clamped` is in device memory. */
+SOPT_API sopt_status sopt_update_int8_cuda(
+    const sopt_codes* tensors, int64_t count, const uint64_t* seeds, sopt_memory seeds_memory,
+    const uint64_t* delta_rounding_seeds, sopt_memory delta_rounding_seeds_memory,
+    const float* coefficients, sopt_memory coefficients_memory, int64_t terms, const float* eps,
+    sopt_memory eps_memory, sopt_noise kind, int64_t headroom, const uint64_t* rounding_seed,
+    sopt_memory rounding_seed_memory, int64_t* clamped, void* stream);
 
 #ifdef __cplusplus
 }

@@ -8,6 +8,7 @@
 
 #define __global__
 #define __device__
+#define __forceinline__ __attribute__((always_inline))
 #define __grid_constant__
 #define __launch_bounds__(...)
 #define CUDART_VERSION 13000
@@ -15,6 +16,10 @@
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+struct alignas(8) uint2 {
+  unsigned x, y;
 };
 
 struct alignas(16) float4 {
@@ -25,12 +30,17 @@ struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline float __fsqrt_rn(float x) { return __builtin_sqrtf(x); }
+inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __int2float_rn(int x) { return float(x); }
+inline int __float2int_rz(float x) { return int(x); }
+
+inline void atomicAdd(unsigned long long* to, unsigned long long x) { *to += x; }
 
 typedef void* cudaStream_t;
 typedef enum {

@@ -13,7 +13,7 @@ from ..._arguments import Coefficients, Seeds, Streams
 from ..._codes import check_codes, perturbation_of
 from ..._registry import Op, register, triton_body
 from ..._samples import code_samples, terms_sample
-from .native import perturb_int8_cpu
+from .native import perturb_int8_cpu, perturb_int8_cuda
 from .reference import perturb_int8_ as _reference
 
 Codes = TypeVar("Codes", Tensor, Sequence[Tensor])
@@ -108,7 +108,7 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
-        native={"cpu": perturb_int8_cpu},
+        native={"cpu": perturb_int8_cpu, "cuda": perturb_int8_cuda},
         triton=triton_body(__name__, "perturb_int8_"),
     )
 )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
-from ..._codes import Perturbation, check_code_memory
-from ..._triton_codes import code_delta, code_launches, load_codes
-from ..._triton_lists import locate, on_device
+from ..._codes import Perturbation
+from ..._triton_codes import code_delta, launch_on_codes, load_codes
+from ..._triton_lists import locate
 from ..._triton_noise import add_scaled, noise
 
 
@@ -44,15 +43,5 @@ def _perturb_int8_kernel(
 
 def perturb_int8_(*arguments: Any) -> None:
     terms = Perturbation(*arguments)
-    check_code_memory(terms)
-    device = terms.codes[0].device
-    with torch.cuda.device_of(terms.codes[0]):
-        for table, grid, constants in code_launches(terms):
-            _perturb_int8_kernel[grid](
-                table,
-                *on_device(device, terms.seeds, terms.coefficients, terms.rounding_seed),
-                len(terms.seeds),
-                terms.headroom,
-                GAUSSIAN=terms.kind == "gaussian",
-                **constants,
-            )
+    numbers = (terms.seeds, terms.coefficients, terms.rounding_seed)
+    launch_on_codes(_perturb_int8_kernel, terms, *numbers)

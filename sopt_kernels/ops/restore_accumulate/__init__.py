@@ -23,7 +23,7 @@ from ..._arguments import (
 )
 from ..._registry import Op, register, triton_body
 from ..._samples import noise_samples, terms_sample
-from .native import restore_accumulate_cpu
+from .native import restore_accumulate_cpu, restore_accumulate_cuda
 from .reference import restore_accumulate_ as _reference
 
 Params = TypeVar("Params", Tensor, Sequence[Tensor])
@@ -133,7 +133,7 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
-        native={"cpu": restore_accumulate_cpu},
+        native={"cpu": restore_accumulate_cpu, "cuda": restore_accumulate_cuda},
         triton=triton_body(__name__, "restore_accumulate_"),
     )
 )

@@ -20,7 +20,7 @@ from ..._arguments import (
 from ..._codes import check_codes, perturbation_of
 from ..._registry import Op, register, triton_body
 from ..._samples import code_samples, terms_sample
-from .native import update_int8_cpu
+from .native import update_int8_cpu, update_int8_cuda
 from .reference import update_int8_ as _reference
 
 
@@ -151,7 +151,7 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
-        native={"cpu": update_int8_cpu},
+        native={"cpu": update_int8_cpu, "cuda": update_int8_cuda},
         triton=triton_body(__name__, "update_int8_"),
     )
 )

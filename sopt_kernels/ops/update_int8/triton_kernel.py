@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
-from ..._codes import Update, check_code_memory
-from ..._triton_codes import code_delta, code_launches, load_codes
-from ..._triton_lists import locate, on_device
+from ..._codes import Update
+from ..._triton_codes import code_delta, launch_on_codes, load_codes
+from ..._triton_lists import locate
 from ..._triton_noise import add_scaled, element_words, noise
 from ..._triton_rounding import stochastic_integer
 
@@ -55,17 +54,6 @@ def _update_int8_kernel(
 
 def update_int8_(*arguments: Any) -> None:
     terms = Update(*arguments)
-    check_code_memory(terms)
     each = (terms.seeds, terms.coefficients, terms.delta_rounding_seeds)
-    inputs = on_device(terms.codes[0].device, *each, terms.eps, terms.rounding_seed)
-    with torch.cuda.device_of(terms.codes[0]):
-        for table, grid, constants in code_launches(terms):
-            _update_int8_kernel[grid](
-                table,
-                *inputs,
-                terms.clamped,
-                len(terms.seeds),
-                terms.headroom,
-                GAUSSIAN=terms.kind == "gaussian",
-                **constants,
-            )
+    numbers = (*each, terms.eps, terms.rounding_seed, terms.clamped)
+    launch_on_codes(_update_int8_kernel, terms, *numbers)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..._arguments import Sum
 from ..._native_add_noise import add_noise_cpu as _add_noise_cpu
-from ..._native_add_noise import add_noise_cuda as _add_noise_cuda
+from ..._native_cuda import add_noise_cuda as _add_noise_cuda
 
 
 def write_noisy_cpu(out: list[Tensor], base: list[Tensor], *terms: Any) -> None:

@@ -1,0 +1,67 @@
+"""docs/kernels.md: its code runs, its figures are the command's, its reference is complete."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sopt_kernels import _native, add_noise_, noise
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "kernels.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_python_runs_in_one_session():
+    session: dict = {}
+    for block in blocks("python"):
+        exec(compile(block, "docs/kernels.md", "exec"), session)
+    assert len(session["history"]) == 2000
+
+
+def test_the_step_is_as_short_as_it_says():
+    assert len(blocks("python")[0].splitlines()) <= 40
+
+
+def test_c_runs(tmp_path):
+    (source,) = blocks("c")
+    library = _native.library_path("cpu")
+    compiler = shutil.which("cc")
+    if compiler is None or not library.exists():
+        pytest.skip("needs cc and libsopt_cpu")
+    program = tmp_path / "program"
+    program.with_suffix(".c").write_text(source)
+    subprocess.run(
+        [compiler, "-std=c99", "-Wall", "-Werror", program.with_suffix(".c"), "-o", program,
+         f"-I{ROOT}/csrc/include", f"-L{library.parent}", "-lsopt_cpu",
+         f"-Wl,-rpath,{library.parent}"],
+        check=True,
+    )  # fmt: skip
+    printed = subprocess.run([program], capture_output=True, text=True, check=True)
+    expected = add_noise_(noise(1000, 1, 42) * 0.5, 2, -0.25, streams=42)[-1].item()
+    assert float.fromhex(printed.stdout.strip()) == expected
+
+
+def test_figures_are_those_of_the_command(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    table = importlib.import_module("bench.drift").table()
+    assert f"<!-- begin: python -m bench.drift -->\n{table}<!-- end -->\n" in PAGE
+
+
+def test_every_function_of_the_header_is_there():
+    header = (ROOT / "csrc" / "include" / "sopt.h").read_text()
+    functions = set(re.findall(r"SOPT_API [\w *]*?(sopt_\w+)\(", header))
+    assert functions <= set(re.findall(r"`(sopt_\w+)`", PAGE))
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", PAGE):
+        assert (ROOT / "docs" / target).exists(), target
