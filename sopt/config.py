@@ -40,13 +40,6 @@ _WITHOUT_EFFECT_ON_BITS = (
     "memory_budget",
     "samples",
 )
-    "output",
-    "checkpoint_every",
-    "resume",
-    "checkpointing",
-    "memory_budget",
-    "samples",
-)
 
 
 def _help(text: str) -> dict[str, str]:
