@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._arguments import Sum, check_memory
+from ._arguments import Sum, check_finite, check_memory
 from ._native import (
     DEVICE,
     ENUM,
@@ -34,7 +34,7 @@ _cuda = bind("cuda", "sopt_add_noise_cuda", *_cuda_arguments)
 
 def add_noise_cpu(out: list[Tensor], base: list[Tensor], terms: Sum) -> None:
     """``out = round(decay * base + sum_k coefficients[k] z(seeds[k]))`` for each tensor."""
-    check_memory(out, base, coefficients=terms.coefficients)
+    check_finite("coefficients", terms.coefficients)
     seeds, coefficients = terms.seeds.contiguous(), terms.coefficients.contiguous()
     rounding, cuts = terms.rounding_seeds, terms.round_after
     if rounding is not None:
