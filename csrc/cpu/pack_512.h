@@ -13,6 +13,7 @@ struct Pack {
   typedef uint32_t U __attribute__((vector_size(64)));
   typedef int32_t I __attribute__((vector_size(64)));
   typedef uint64_t W __attribute__((vector_size(64)));
+  typedef uint8_t B __attribute__((vector_size(64)));
   typedef __mmask16 M;
 
   SOPT_INLINE F splat(float x) { return _mm512_set1_ps(x); }
@@ -64,6 +65,17 @@ struct Pack {
     even = low;
   }
 
+  // A byte for each lane: 255 where x <= y, else 0.
+  SOPT_INLINE void store_at_most(uint8_t* to, U x, U y) {
+    _mm_storeu_si128((__m128i*)to, _mm_movm_epi8(_mm512_cmple_epu32_mask((__m512i)x, (__m512i)y)));
+  }
+  // Byte i is 255 where bit i of those from `from` on is set, else 0.
+  SOPT_INLINE B bytes_of_bits(const uint8_t* from) {
+    uint64_t bits;
+    memcpy(&bits, from, sizeof bits);
+    return (B)_mm512_movm_epi8(bits);
+  }
+
   SOPT_INLINE F load(const float* from) { return _mm512_loadu_ps(from); }
   SOPT_INLINE F load(const bfloat16* from) {
     return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)),
@@ -71,6 +83,9 @@ struct Pack {
   }
   SOPT_INLINE F load(const float16* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+  }
+  SOPT_INLINE F load(const int8_t* from) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
   }
   SOPT_INLINE void store(float* to, F x) { _mm512_storeu_ps(to, x); }
   SOPT_INLINE void store(bfloat16* to, F x) {
@@ -80,6 +95,9 @@ struct Pack {
   }
   SOPT_INLINE void store(float16* to, F x) {
     _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+  SOPT_INLINE void store(int8_t* to, F x) {  // integers, modulo 256
+    _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(x)));
   }
 };
 
