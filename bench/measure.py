@@ -2,8 +2,8 @@
 
 Ratios are of medians within one process, taken round by round, and with one thread of its CPU time,
 in which the time slices of other processes do not count: so they hold on a busy machine too. The
-times that pytest-benchmark prints are by the clock on the wall. ``of least times`` has the ratios of
-the least times instead of the medians: steadier, for ``bench.compare``.
+times that pytest-benchmark prints are by the clock on the wall. ``of least times`` has the ratios
+of the least times instead of the medians: steadier, for ``bench.compare``.
 ``extra_info`` says: ``GB/s`` by the bytes the op has to move; ``x <yardstick>``, how many times
 faster than the yardstick; ``of stream``, the share of the in-place stream ``x.mul_(c)``, the limit
 that the memory sets.
