@@ -19,7 +19,7 @@ TORCH ?= $(if $(wildcard /proc/driver/nvidia/version),torch>=2.11,torch==2.13.0)
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
 
-FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(SOURCES) $(wildcard tests/emulated_cuda/*))
+FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(SOURCES) $(wildcard bench/* tests/emulated_cuda/*))
 
 .PHONY: help install demo test test-fast test-slow lint bench bench-compare gpu-check
 
@@ -28,7 +28,7 @@ help:
 	@echo "make test       the fast tests, then the slow ones (test-fast, test-slow: one of them)"
 	@echo "make lint       formatting, ruff, types"
 	@echo "make bench      speed of the kernels, into bench/results/latest.json"
-	@echo "make bench-compare  a short form, against the ratios committed for this kind of processor"
+	@echo "make bench-compare  a short form, against the ratios committed for this processor"
 	@echo "make gpu-check  on a machine with a GPU: proof and speed of the kernels, without .venv"
 	@echo "make install    the set-up alone"
 
@@ -55,9 +55,7 @@ bench: install
 	.venv/bin/python -m pytest bench --benchmark-only -s --benchmark-json=bench/results/latest.json
 
 bench-compare: install
-	.venv/bin/python -m pytest bench --benchmark-only -s -k "4Mi or LoRA" \
-		--benchmark-json=bench/results/latest.json
-	.venv/bin/python -m bench.compare bench/results/latest.json
+	.venv/bin/python -m bench.compare
 
 # Under $(PYTHON) itself, which must have PyTorch for CUDA: it fetches nothing.
 gpu-check:

@@ -8,10 +8,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from ctypes import c_char_p, c_float, c_int, c_int64, c_uint64, c_void_p
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ._arguments import check_ranges
 
 ABI_VERSION = 3  # SOPT_ABI_VERSION in csrc/include/sopt.h
 HOST, DEVICE = 0, 1  # sopt_memory
@@ -78,32 +81,57 @@ def current_stream() -> int:
 
 
 def tensor_table(out: list[Tensor], base: list[Tensor], streams: list[int]) -> ctypes.Array:
-    """The lists as an array of ``sopt_tensor``; kept while pointers, sizes and streams stay."""
-    pointers = tuple(map(pointer, out))
-    return _table(
-        TensorEntry,
-        pointers,
-        pointers if base is out else tuple(map(pointer, base)),
-        tuple(x.numel() for x in out),
+    """The lists as an array of ``sopt_tensor``; kept while pointers, sizes and streams stay.
+
+    Raises ValueError before anything is written where tensors overlap, as ``check_disjoint`` does.
+    """
+    return _tensor_table(
+        _pointers(out),
+        () if base is out else _pointers(base),
+        tuple(map(Tensor.numel, out)),
         tuple(streams),
-        tuple(DTYPE_CODE[x.dtype] for x in out),
+        tuple(map(attrgetter("dtype"), out)),
     )
 
 
 def codes_table(codes: list[Tensor], scales: list[Tensor], streams: list[int]) -> ctypes.Array:
     """The lists as an array of ``sopt_codes``, kept in the same way."""
-    return _table(
-        CodesEntry,
-        tuple(map(pointer, codes)),
-        tuple(map(pointer, scales)),
-        tuple(x.numel() for x in codes),
-        tuple(x.numel() for x in scales),
+    return _codes_table(
+        _pointers(codes),
+        _pointers(scales),
+        tuple(map(Tensor.numel, codes)),
+        tuple(map(Tensor.numel, scales)),
         tuple(streams),
     )
 
 
-@lru_cache(maxsize=64)  # a pure function of its arguments: an address that was reused is no harm
-def _table(entry: type[ctypes.Structure], *columns: tuple[int, ...]) -> ctypes.Array:
+def _pointers(tensors: list[Tensor]) -> tuple[int, ...]:
+    """:func:`pointer` of each, without a loop in Python where all are contiguous."""
+    each = Tensor.data_ptr if all(map(Tensor.is_contiguous, tensors)) else pointer
+    return tuple(map(each, tensors))
+
+
+# Pure functions of their arguments: an address that was freed and used again is no harm.
+@lru_cache(maxsize=64)
+def _tensor_table(
+    out: tuple[int, ...],
+    base: tuple[int, ...],  # empty where it is `out` itself
+    numels: tuple[int, ...],
+    streams: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+) -> ctypes.Array:
+    sizes = [n * dtype.itemsize for n, dtype in zip(numels, dtypes, strict=True)]
+    read = tuple(zip(base, sizes, strict=True)) if base else ()
+    check_ranges(tuple(zip(out, sizes, strict=True)), read)
+    return _table(TensorEntry, out, base or out, numels, streams, [DTYPE_CODE[d] for d in dtypes])
+
+
+@lru_cache(maxsize=64)
+def _codes_table(*columns: tuple[int, ...]) -> ctypes.Array:
+    return _table(CodesEntry, *columns)
+
+
+def _table(entry: type[ctypes.Structure], *columns: Sequence[int]) -> ctypes.Array:
     entries = [entry(*row) for row in zip(*columns, strict=True)]
     return (entry * len(entries))(*entries)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._arguments import Sum, check_memory
+from ._arguments import Sum, check_finite
 from ._native import ENUM, F32, I64, PTR, bind, int64_array, pointer, tensor_table
 from ._noise import KINDS
 
@@ -13,7 +13,7 @@ _cpu = bind("cpu", "sopt_add_noise_cpu", PTR, I64, PTR, PTR, I64, ENUM, F32, PTR
 
 def add_noise_cpu(out: list[Tensor], base: list[Tensor], terms: Sum) -> None:
     """``out = round(decay * base + sum_k coefficients[k] z(seeds[k]))`` for each tensor."""
-    check_memory(out, base, coefficients=terms.coefficients)
+    check_finite("coefficients", terms.coefficients)
     seeds, coefficients = terms.seeds.contiguous(), terms.coefficients.contiguous()
     rounding, cuts = terms.rounding_seeds, terms.round_after
     if rounding is not None:

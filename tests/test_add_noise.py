@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -185,6 +187,47 @@ def test_autograd_notices_the_mutation():
         write_noisy_(out, x, 0, 1.0, streams=0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
+
+
+def test_a_list_may_change_under_the_same_tensors():
+    """New memory, another size, another dtype: what was kept of the last call must not be used."""
+    x, y = torch.zeros(300), torch.zeros(7)
+    run = partial(add_noise_, [x, y], 1, 1.0, streams=[1, 2], kind="rademacher")
+    z = noise(300, 1, 1, "rademacher")
+    run()
+    old = x.data
+    x.data = torch.zeros(300)
+    run()
+    assert torch.equal(x, z)
+    assert torch.equal(old, z)
+    x.data = x.data[:100]  # the same address
+    run()
+    assert torch.equal(x, 2 * z[:100])
+    x.data = x.data.view(torch.bfloat16).zero_()  # the same address and bytes
+    run()
+    assert torch.equal(x, z[:200].bfloat16())
+    x.data = y.data
+    with pytest.raises(ValueError, match="must not overlap"):
+        run()
+    x.data = torch.zeros(4, 4).t()
+    with pytest.raises(ValueError, match="must be contiguous"):
+        run()
+    x.data = torch.zeros(4)
+    x.requires_grad_()
+    with pytest.raises(RuntimeError, match="requires grad"):
+        run()
+
+
+def test_what_one_op_keeps_is_not_taken_for_another():
+    """In place is no overlap; the same tensor as the base of a list of its own is one."""
+    x = torch.zeros(4)
+    add_noise_([x], 1, 1.0, streams=[1])
+    with pytest.raises(ValueError, match="must not overlap"):
+        write_noisy_([x], [x], 1, 1.0, streams=[1])
+    write_noisy_([torch.zeros(4)], [x], 1, 1.0, streams=[1])
+    add_noise_([x], 1, 1.0, streams=[1])
+    with pytest.raises(TypeError, match="streams must be an integer"):
+        add_noise_([x], 1, 1.0, streams=[True])
 
 
 def test_a_base_that_requires_grad_is_only_read():

@@ -13,6 +13,7 @@ from test_rounding import words_24
 
 from sopt_kernels import clamp_codes_, noise, perturb_int8_, stream_id, update_int8_
 from sopt_kernels._noise import KINDS
+from sopt_kernels._registry import OPS
 
 
 def codes_within(limit: int, *shape: int) -> torch.Tensor:
@@ -84,6 +85,45 @@ def test_changes_follow_their_definition(kind, level, cpu_level):
         size = min(int(abs(Fraction(value)) + Fraction(k, 2**24)), headroom)
         expected.append(size if value > 0 else -size)
     assert codes.flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("level", ["sse42", "avx2", "avx512", "neon", "generic"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_level_gives_the_bytes_of_the_reference(kind, level, cpu_level):
+    """Rows longer than a tile, shorter than one, and of one code; c of both signs."""
+    cpu_level(level)
+    for rows, length in ((3, 5003), (64, 320), (61, 97), (300, 1)):
+        scales = torch.rand(rows) + 0.02
+        start = codes_within(119, rows, length)
+        for c in (0.9, -0.9):
+            native, reference = start.clone(), start.clone()
+            terms = (torch.tensor([3]), torch.tensor([c]), [7], kind, 8, torch.tensor([4]))
+            torch.ops.sopt.perturb_int8_([native], [scales], *terms)
+            OPS["perturb_int8_"].reference([reference], [scales], *terms)
+            assert torch.equal(native, reference)
+            # Sums so large that they clamp: past the end of a tensor nothing may be counted.
+            terms = (terms[0], 100 * terms[1], *terms[2:])
+            more = (torch.tensor([6]), torch.tensor([c]))  # of the directions, and eps
+            counts = torch.tensor(0), torch.tensor(0)
+            torch.ops.sopt.update_int8_([native], [scales], *terms, *more, counts[0])
+            OPS["update_int8_"].reference([reference], [scales], *terms, *more, counts[1])
+            assert torch.equal(native, reference)
+            assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("level", ["sse42", "avx2", "avx512", "neon", "generic"])
+def test_the_last_word_that_rounds_down_and_the_first_that_rounds_up(level, cpu_level):
+    """|v| = 1 - k 2^-24 becomes 1 where u = k 2^-24, and the next smaller |v| becomes 0."""
+    cpu_level(level)
+    words = words_24(9, 5, 300)
+    for i in range(0, 300, 7):
+        for extra, expected in ((0, 1), (1, 0)):
+            codes = torch.zeros(300, dtype=torch.int8)
+            c = 1 - (words[i] + extra) * 2.0**-24
+            perturb_int8_(
+                codes, torch.ones(1), 3, c, 8, streams=5, rounding_seed=9, kind="rademacher"
+            )  # fmt: skip
+            assert abs(int(codes[i])) == expected
 
 
 def test_whole_numbers_need_no_rounding_and_rows_have_their_scales():

@@ -1,98 +1,90 @@
 // Kernels of perturb_int8 and update_int8: codes change by whole numbers, never dequantized.
 #pragma once
-#include <type_traits>
-
-#include "add_noise.h"
+#include "code_steps.h"
 
 namespace sopt {
 namespace {
 
-template <class P>
-struct CodeLanes {
-  typedef int8_t Lanes __attribute__((vector_size(P::kLanes)));
-
-  SOPT_INLINE typename P::F load(const int8_t* from, int64_t count) {
-    Lanes x = {};
-    count >= P::kLanes ? memcpy(&x, from, sizeof x) : memcpy(&x, from, size_t(count));
-    return P::to_float(__builtin_convertvector(x, typename P::I));
-  }
-  // Wraps modulo 256, so that the opposite change comes back even past the end of the range.
-  SOPT_INLINE void store(int8_t* to, int64_t count, typename P::F value) {
-    const Lanes x = __builtin_convertvector(P::to_int(value), Lanes);
-    count >= P::kLanes ? memcpy(to, &x, sizeof x) : memcpy(to, &x, size_t(count));
-  }
+// The scales of the codes of a tile.
+struct Scales {
+  alignas(64) float each[kTile];
+  Filled filled;
 };
 
-// tile = sum_k c_k z_k / scale of the row, for the elements [begin, end) of at most one tile.
+SOPT_INLINE void fill_scales(const sopt_codes& x, int64_t begin, int64_t end, Scales& scales) {
+  for_each_row(x, begin, end, scales.filled, [&](int64_t row, int64_t i, int64_t stop) {
+    for (int64_t j = i; j < stop; ++j) scales.each[j - begin] = x.scales[row];
+  });
+}
+
+// deltas = the changes of the codes [begin, end), at most a tile. Writes whole vectors of `deltas`,
+// which has kTile elements.
 template <class P, class Noise>
-SOPT_INLINE void scaled_noise(const sopt_codes& x, int64_t begin, int64_t end, const Sum& sum,
-                              float* tile) {
-  using F = typename P::F;
-  // One sign times c, over the scale, is the sign times the one quotient of a row: no divisions.
-  const bool signs = std::is_same<Noise, Rademacher>::value && sum.terms == 1;
-  const float one = 1.0f;
-  const Sum terms = signs ? sum_of(sum.seeds, &one, 1) : sum;
-  memset(tile, 0, size_t(end - begin) * sizeof(float));
-  add_terms<P, Noise>(tile, tile, begin, end, x.stream, terms, 0, terms.terms, nullptr);
-  const int64_t length = x.numel / x.rows;
-  for (int64_t i = begin; i < end;) {
-    const int64_t row = i / length;
-    const int64_t stop = (row + 1) * length < end ? (row + 1) * length : end;
-    const F scale = P::splat(x.scales[row]);
-    if (signs) {
-      const F quotient = P::splat(sum.coefficients[0] / x.scales[row]);
-      for (int64_t j = i; j < stop; j += P::kLanes) {
-        float* part = tile + (j - begin);
-        store_some<P>(part, stop - j, load_some<P>(part, stop - j) * quotient);
-      }
-    } else {
-      for (int64_t j = i; j < stop; j += P::kLanes) {
-        float* part = tile + (j - begin);
-        store_some<P>(part, stop - j, load_some<P>(part, stop - j) / scale);
-      }
-    }
-    i = stop;
+SOPT_INLINE void code_deltas(const sopt_codes& x, int64_t begin, int64_t end, const Sum& sum,
+                             int headroom, uint64_t rounding_seed, Steps& steps, Scales& scales,
+                             int8_t* deltas) {
+  const int64_t count = end - begin;
+  if (std::is_same<Noise, Rademacher>::value && sum.terms == 1) {
+    fill_steps(x, begin, end, sum.coefficients[0], headroom, steps);
+    return step_deltas<P>(steps, sum.coefficients[0] < 0 ? 255 : 0, begin, count, x.stream,
+                          sum.seeds[0], rounding_seed, deltas);
   }
+  alignas(64) float tile[kTile] = {};
+  fill_scales(x, begin, end, scales);
+  add_terms<P, Noise>(tile, tile, begin, end, x.stream, sum, 0, sum.terms, nullptr);
+  for_each_words<P>(begin, count, x.stream, rounding_seed,
+                    [&](int64_t i, int64_t, typename P::U words) SOPT_LAMBDA {
+                      const typename P::F v = P::load(tile + i) / P::load(scales.each + i);
+                      const typename P::F delta = stochastic_integer<P>(v, float(headroom), words);
+                      P::store(deltas + i, delta);
+                    });
 }
 
 template <class P, class Noise>
 void perturb_int8(const sopt_codes& x, int64_t begin, int64_t end, const Sum& sum, int headroom,
                   uint64_t rounding_seed) {
-  alignas(64) float tile[kTile];
+  using B = typename P::B;
+  constexpr int64_t N = sizeof(B);
+  alignas(64) int8_t deltas[kTile];
+  Steps steps;
+  Scales scales;
   for (; begin < end; begin += kTile) {
     const int64_t stop = begin + kTile < end ? begin + kTile : end, count = stop - begin;
-    scaled_noise<P, Noise>(x, begin, stop, sum, tile);
+    code_deltas<P, Noise>(x, begin, stop, sum, headroom, rounding_seed, steps, scales, deltas);
     int8_t* codes = x.codes + begin;
-    for_each_words<P>(begin, count, x.stream, rounding_seed,
-                      [&](int64_t i, int64_t n, typename P::U words) SOPT_LAMBDA {
-                        const typename P::F v = load_some<P>(tile + i, n);
-                        const typename P::F delta =
-                            stochastic_integer<P>(v, float(headroom), words);
-                        CodeLanes<P>::store(codes + i, n, CodeLanes<P>::load(codes + i, n) + delta);
-                      });
+    for (int64_t i = 0; i < count; i += N) {
+      B change, code = {};
+      memcpy(&change, deltas + i, sizeof change);
+      if (i + N <= count) {
+        memcpy(&code, codes + i, sizeof code);
+        code += change;
+        memcpy(codes + i, &code, sizeof code);
+      } else {
+        memcpy(&code, codes + i, size_t(count - i));
+        code += change;
+        memcpy(codes + i, &code, size_t(count - i));
+      }
+    }
   }
 }
 
 // tile = sum_n coefficients[n] delta_n, the changes that perturb_int8 made under each seed.
 template <class P, class Noise>
 SOPT_INLINE void realised_sum(const sopt_codes& x, int64_t begin, int64_t end,
-                              const CodeUpdate& update, float* tile) {
-  alignas(64) float noise[kTile];
-  const int64_t count = end - begin;
-  memset(tile, 0, size_t(count) * sizeof(float));
+                              const CodeUpdate& update, Steps& steps, Scales& scales, float* tile) {
+  alignas(64) int8_t deltas[kTile];
+  memset(tile, 0, kTile * sizeof(float));
   for (int64_t n = 0; n < update.terms; ++n) {
     const Sum sum = sum_of(update.seeds + n, &update.eps, 1);
-    scaled_noise<P, Noise>(x, begin, end, sum, noise);
+    code_deltas<P, Noise>(x, begin, end, sum, update.headroom, update.delta_rounding_seeds[n],
+                          steps, scales, deltas);
     const typename P::F c = P::splat(update.coefficients[n]);
-    for_each_words<P>(begin, count, x.stream, update.delta_rounding_seeds[n],
-                      [&](int64_t i, int64_t n, typename P::U words) SOPT_LAMBDA {
-                        const typename P::F v = load_some<P>(noise + i, n);
-                        const typename P::F delta =
-                            stochastic_integer<P>(v, float(update.headroom), words);
-                        const typename P::F total = load_some<P>(tile + i, n);
-                        store_some<P>(tile + i, n, P::fma(c, delta, total));
-                      });
+    for (int64_t i = 0; i < end - begin; i += P::kLanes) {
+      const typename P::F delta = P::load(deltas + i);
+      P::store(tile + i, P::fma(c, delta, P::load(tile + i)));
+    }
   }
+  memset(tile + (end - begin), 0, size_t(begin + kTile - end) * sizeof(float));
 }
 
 // Returns how many codes were clamped.
@@ -100,22 +92,24 @@ template <class P, class Noise>
 int64_t update_int8(const sopt_codes& x, int64_t begin, int64_t end, const CodeUpdate& update) {
   using F = typename P::F;
   alignas(64) float tile[kTile];
+  Steps steps;
+  Scales scales;
   const F limit = P::splat(float(127 - update.headroom));
   int64_t clamped = 0;
   for (; begin < end; begin += kTile) {
     const int64_t stop = begin + kTile < end ? begin + kTile : end, count = stop - begin;
-    realised_sum<P, Noise>(x, begin, stop, update, tile);
+    realised_sum<P, Noise>(x, begin, stop, update, steps, scales, tile);
     int8_t* codes = x.codes + begin;
+    typename P::I outside = {};  // -1 for each code that was clamped
     for_each_words<P>(begin, count, x.stream, update.rounding_seed,
                       [&](int64_t i, int64_t n, typename P::U words) SOPT_LAMBDA {
-                        const F change =
-                            stochastic_integer<P>(load_some<P>(tile + i, n), 255.0f, words);
-                        const F moved = CodeLanes<P>::load(codes + i, n) + change;
+                        const F change = stochastic_integer<P>(P::load(tile + i), 255.0f, words);
+                        const F moved = load_some<P>(codes + i, n) + change;
                         const auto above = moved > limit, below = moved < -limit;
-                        CodeLanes<P>::store(codes + i, n, above ? limit : below ? -limit : moved);
-                        typename P::I outside = above | below;  // -1 in each
-                        for (int lane = 0; lane < P::kLanes; ++lane) clamped -= outside[lane];
+                        store_some<P>(codes + i, n, above ? limit : below ? -limit : moved);
+                        outside += above | below;
                       });
+    for (int lane = 0; lane < P::kLanes; ++lane) clamped -= outside[lane];
   }
   return clamped;
 }

@@ -17,6 +17,7 @@ struct Pack {
   typedef uint32_t U __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));
   typedef uint64_t W __attribute__((vector_size(16)));
+  typedef uint8_t B __attribute__((vector_size(16)));
   typedef I M;
   typedef uint16_t H __attribute__((vector_size(8)));
 
@@ -81,6 +82,18 @@ struct Pack {
     odd = F{a[2], b[2], a[3], b[3]};
   }
 
+  // A byte for each lane: 255 where x <= y, else 0.
+  SOPT_INLINE void store_at_most(uint8_t* to, U x, U y) {
+    typedef uint8_t Lanes __attribute__((vector_size(4)));
+    const Lanes bytes = __builtin_convertvector(x <= y, Lanes);
+    memcpy(to, &bytes, sizeof bytes);
+  }
+  // Byte i is 255 where bit i of those from `from` on is set, else 0.
+  SOPT_INLINE B bytes_of_bits(const uint8_t* from) {
+    const W bytes = W{from[0], from[1]} * uint64_t{0x0101010101010101};
+    return (B)(((B)bytes & (B)(W{} + 0x8040201008040201)) != 0);
+  }
+
   SOPT_INLINE F load(const float* from) {
     F x;
     memcpy(&x, from, sizeof x);
@@ -96,6 +109,7 @@ struct Pack {
     for (int i = 0; i < 4; ++i) x[i] = sopt::to_float(from[i]);
     return x;
   }
+  SOPT_INLINE F load(const int8_t* from) { return to_float(I{from[0], from[1], from[2], from[3]}); }
   SOPT_INLINE void store(float* to, F x) { memcpy(to, &x, sizeof x); }
   SOPT_INLINE void store(bfloat16* to, F x) {
     const U bits = (U)x, rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
@@ -104,6 +118,10 @@ struct Pack {
   }
   SOPT_INLINE void store(float16* to, F x) {
     for (int i = 0; i < 4; ++i) to[i] = to_float16(x[i]);
+  }
+  SOPT_INLINE void store(int8_t* to, F x) {  // integers, modulo 256
+    const I integers = to_int(x);
+    for (int i = 0; i < 4; ++i) to[i] = int8_t(integers[i]);
   }
 };
 

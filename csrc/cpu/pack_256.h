@@ -13,6 +13,7 @@ struct Pack {
   typedef uint32_t U __attribute__((vector_size(32)));
   typedef int32_t I __attribute__((vector_size(32)));
   typedef uint64_t W __attribute__((vector_size(32)));
+  typedef uint8_t B __attribute__((vector_size(32)));
   typedef U M;  // the highest bit of each lane
 
   SOPT_INLINE F splat(float x) { return _mm256_set1_ps(x); }
@@ -57,12 +58,33 @@ struct Pack {
     even = low;
   }
 
+  // A byte for each lane: 255 where x <= y, else 0.
+  SOPT_INLINE void store_at_most(uint8_t* to, U x, U y) {
+    const __m256i mask = _mm256_cmpeq_epi32(_mm256_min_epu32((__m256i)x, (__m256i)y), (__m256i)x);
+    const __m128i halves =
+        _mm_packs_epi32(_mm256_castsi256_si128(mask), _mm256_extracti128_si256(mask, 1));
+    _mm_storel_epi64((__m128i*)to, _mm_packs_epi16(halves, halves));
+  }
+  // Byte i is 255 where bit i of those from `from` on is set, else 0.
+  SOPT_INLINE B bytes_of_bits(const uint8_t* from) {
+    const __m256i of_byte =
+        _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+    int32_t bits;
+    memcpy(&bits, from, sizeof bits);
+    const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), of_byte);
+    return (B)_mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+  }
+
   SOPT_INLINE F load(const float* from) { return _mm256_loadu_ps(from); }
   SOPT_INLINE F load(const bfloat16* from) {
     return (F)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)), 16);
   }
   SOPT_INLINE F load(const float16* from) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+  }
+  SOPT_INLINE F load(const int8_t* from) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
   }
   SOPT_INLINE void store(float* to, F x) { _mm256_storeu_ps(to, x); }
   SOPT_INLINE void store(bfloat16* to, F x) {
@@ -73,6 +95,12 @@ struct Pack {
   }
   SOPT_INLINE void store(float16* to, F x) {
     _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+  SOPT_INLINE void store(int8_t* to, F x) {  // integers, modulo 256
+    const __m256i low = _mm256_and_si256(_mm256_cvttps_epi32(x), _mm256_set1_epi32(255));
+    const __m128i halves =
+        _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+    _mm_storel_epi64((__m128i*)to, _mm_packus_epi16(halves, halves));
   }
 };
 

@@ -13,6 +13,7 @@ struct Pack {
   typedef uint32_t U __attribute__((vector_size(64)));
   typedef int32_t I __attribute__((vector_size(64)));
   typedef uint64_t W __attribute__((vector_size(64)));
+  typedef uint8_t B __attribute__((vector_size(64)));
   typedef __mmask16 M;
 
   SOPT_INLINE F splat(float x) { return _mm512_set1_ps(x); }
@@ -64,22 +65,47 @@ struct Pack {
     even = low;
   }
 
+  // A byte for each lane: 255 where x <= y, else 0.
+  SOPT_INLINE void store_at_most(uint8_t* to, U x, U y) {
+    _mm_storeu_si128((__m128i*)to, _mm_movm_epi8(_mm512_cmple_epu32_mask((__m512i)x, (__m512i)y)));
+  }
+  // Byte i is 255 where bit i of those from `from` on is set, else 0.
+  SOPT_INLINE B bytes_of_bits(const uint8_t* from) {
+    uint64_t bits;
+    memcpy(&bits, from, sizeof bits);
+    return (B)_mm512_movm_epi8(bits);
+  }
+
   SOPT_INLINE F load(const float* from) { return _mm512_loadu_ps(from); }
   SOPT_INLINE F load(const bfloat16* from) {
-    return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)),
-                                16);
+    const __m512i words = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)from));
+    // Word i to the upper half of lane i.
+    const __m512i halves = (__m512i)(U{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} << 16);
+    return (F)_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, halves, words);
   }
   SOPT_INLINE F load(const float16* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
   }
+  SOPT_INLINE F load(const int8_t* from) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+  }
   SOPT_INLINE void store(float* to, F x) { _mm512_storeu_ps(to, x); }
   SOPT_INLINE void store(bfloat16* to, F x) {
-    const U bits = (U)x, rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
-    const U kept = x == x ? rounded : (bits >> 16 | 0x40u);  // NaN stays NaN
-    _mm256_storeu_si256((__m256i*)to, _mm512_cvtepi32_epi16((__m512i)kept));
+    const __m512i bits = (__m512i)x, one = _mm512_set1_epi32(1);
+    const M odd = test((U)x, 0x10000u), nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF));
+    rounded = _mm512_mask_add_epi32(rounded, odd, rounded, one);
+    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));  // stays NaN
+    // The upper halves of lanes 2 i and 2 i + 1 to lane i.
+    const __m512i halves = (__m512i)(U{0, 1, 2, 3, 4, 5, 6, 7} * 0x40004u + 0x30001u);
+    _mm256_storeu_si256((__m256i*)to,
+                        _mm512_castsi512_si256(_mm512_permutexvar_epi16(halves, rounded)));
   }
   SOPT_INLINE void store(float16* to, F x) {
     _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+  SOPT_INLINE void store(int8_t* to, F x) {  // integers, modulo 256
+    _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(x)));
   }
 };
 
