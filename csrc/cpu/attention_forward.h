@@ -14,6 +14,8 @@
 namespace sopt {
 namespace {
 
+constexpr int64_t kRowsAhead = 16;  // from request to use; affects speed only
+
 // What a thread keeps of one head. Depth: the elements of a word; tile: kTileQueries<M> queries.
 template <class M>
 struct AttentionScratch {
@@ -139,21 +141,36 @@ void attend(AttentionScratch<M>& s, int64_t tiles, int64_t keys, int64_t size, f
 template <class M, class T>
 void pack_queries(AttentionScratch<M>& s, const T* from, int64_t stride, int64_t queries,
                   int64_t size) {
-  constexpr int N = kTileQueries<M>;
+  constexpr int L = M::kLanes, N = kTileQueries<M>;
   const int64_t depth = size / M::kDepth;
-  for (int64_t i = 0; i < round_up(queries, N); ++i) {
+  for (int64_t i = 0; i < round_up(queries, N); i += L) {
     typename M::Word* to = s.queries + i / N * N * depth + i % N;
-    for (int64_t k = 0; k < depth; ++k)
-      to[k * N] = i < queries ? M::word(from + i * stride + k * M::kDepth) : typename M::Word{};
+    for (int64_t k = 0; k < depth; k += L) {
+      typename M::Words rows[L];
+      for (int j = 0; j < L; ++j)
+        rows[j] = i + j < queries ? M::load_row(from + (i + j) * stride + k * M::kDepth, depth - k)
+                                  : typename M::Words{};
+      M::transpose(rows);
+      for (int64_t j = 0; j < L && k + j < depth; ++j) M::store(to + (k + j) * N, rows[j]);
+    }
   }
+}
+
+// Brings a row to the cache; of those that are far apart the processor does not foresee the next.
+template <class T>
+SOPT_INLINE void prefetch_row(const T* row, int64_t size) {
+  for (int64_t k = 0; k < size; k += 64 / int64_t{sizeof(T)}) __builtin_prefetch(row + k);
+  __builtin_prefetch(row + size - 1);
 }
 
 template <class M, class T>
 void pack_keys(AttentionScratch<M>& s, const T* from, int64_t stride, int64_t keys, int64_t size) {
   const int64_t depth = size / M::kDepth;
-  for (int64_t i = 0; i < keys; ++i)
+  for (int64_t i = 0; i < keys; ++i) {
+    prefetch_row(from + (i + kRowsAhead) * stride, size);
     for (int64_t k = 0; k < depth; ++k)
       s.keys[i * depth + k] = M::word(from + i * stride + k * M::kDepth);
+  }
   const int64_t rows = round_up(keys, kTileRows<M>);
   memset(s.keys + keys * depth, 0, size_t((rows - keys) * depth) * sizeof(typename M::Word));
 }
@@ -163,6 +180,8 @@ void pack_values(AttentionScratch<M>& s, const T* from, int64_t stride, int64_t 
                  int64_t size) {
   static const T zeros[SOPT_ATTENTION_MAX_SIZE] = {};
   for (int64_t i = 0; i < round_up(keys, kTileRows<M>); i += M::kDepth) {
+    for (int64_t j = 0; j < M::kDepth; ++j)
+      prefetch_row(from + (i + j + kRowsAhead) * stride, size);
     const T* first = i < keys ? from + i * stride : zeros;
     const T* last = i + M::kDepth <= keys ? from + (i + M::kDepth - 1) * stride : zeros;
     for (int64_t k = 0; k < size; ++k)
@@ -172,11 +191,23 @@ void pack_values(AttentionScratch<M>& s, const T* from, int64_t stride, int64_t 
 
 template <class M, class T>
 void write_results(AttentionScratch<M>& s, T* to, int64_t stride, int64_t queries, int64_t size) {
-  constexpr int N = kTileQueries<M>;
-  for (int64_t i = 0; i < queries; ++i) {
+  constexpr int L = M::kLanes, D = M::kDepth, N = kTileQueries<M>;
+  const int64_t depth = size / D;
+  for (int64_t i = 0; i < queries; i += L) {
     const float* from = s.results + i / N * N * size + i % N;
-    const float factor = 1.0f / s.totals[i];
-    for (int64_t k = 0; k < size; ++k) M::store_one(to + i * stride + k, from[k * N] * factor);
+    const typename M::F factor = M::fill(1.0f) / M::load(s.totals + i);
+    for (int64_t k = 0; k < depth; k += L) {
+      typename M::Words rows[L];
+      for (int j = 0; j < L; ++j) {
+        typename M::F elements[D] = {};
+        for (int e = 0; e < D && k + j < depth; ++e)
+          elements[e] = M::load(from + ((k + j) * D + e) * N) * factor;
+        rows[j] = M::join(elements);
+      }
+      M::transpose(rows);
+      for (int64_t j = 0; j < L && i + j < queries; ++j)
+        M::store_row(to + (i + j) * stride + k * D, depth - k, rows[j]);
+    }
   }
 }
 
@@ -187,8 +218,8 @@ void attention_forward(const Attention& a, int64_t begin, int64_t end) {
   const int64_t size = a.size, blocks = (a.queries + a.block - 1) / a.block;
   const int64_t step = attention_block(size, kMostKeys);
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t batch = item / blocks / a.heads, head = item / blocks % a.heads;
-    const int64_t first = item % blocks * a.block;
+    const int64_t batch = item / a.heads / blocks, head = item % a.heads;
+    const int64_t first = item / a.heads % blocks * a.block;
     const int64_t queries = a.queries - first < a.block ? a.queries - first : a.block;
     const int64_t tiles = round_up(queries, kTileQueries<M>) / kTileQueries<M>;
     auto rows = [&](const sopt_rows& x, int64_t row) {

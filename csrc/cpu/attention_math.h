@@ -1,6 +1,7 @@
 // Operands of attention_forward: float32 on every level, pairs of bfloat16 where AVX512_BF16 is.
 #pragma once
 #include "../common/dtypes.h"
+#include "rounding.h"
 
 namespace sopt {
 namespace {
@@ -66,11 +67,17 @@ struct Singles {
   SOPT_INLINE Word pair(T first, T) {
     return word(&first);
   }
-  SOPT_INLINE void store_one(float* to, float x) { *to = x; }
-  SOPT_INLINE void store_one(bfloat16* to, float x) {
-    const uint32_t bits = bits_of(x), rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
-    to->bits = uint16_t(x == x ? rounded : (bits >> 16 | 0x40u));
+
+  // The first `count` words of a row, the others zero.
+  template <class T>
+  SOPT_INLINE Words load_row(const T* from, int64_t count) {
+    return load_some<P>(from, count);
   }
+  template <class T>
+  SOPT_INLINE void store_row(T* to, int64_t count, Words x) {
+    store_some<P>(to, count, x);
+  }
+  SOPT_INLINE void transpose(Words (&x)[kLanes]) { P::transpose(x); }
 };
 
 #if defined(__AVX512BF16__)
@@ -110,6 +117,16 @@ struct Pairs : Singles<P> {
   SOPT_INLINE Word pair(bfloat16 first, bfloat16 second) {
     return first.bits | uint32_t{second.bits} << 16;
   }
+  SOPT_INLINE __mmask16 first(int64_t count) {
+    return count < 16 ? __mmask16((1u << count) - 1) : __mmask16(0xFFFF);
+  }
+  SOPT_INLINE Words load_row(const bfloat16* from, int64_t count) {
+    return (Words)_mm512_maskz_loadu_epi32(first(count), from);
+  }
+  SOPT_INLINE void store_row(bfloat16* to, int64_t count, Words x) {
+    _mm512_mask_storeu_epi32(to, first(count), (__m512i)x);
+  }
+  SOPT_INLINE void transpose(Words (&x)[16]) { P::transpose((F(&)[16])x); }
 };
 template <class P>
 using Bfloat16Operands = Pairs<P>;

@@ -99,6 +99,15 @@ struct Pack {
     odd = F{a[2], b[2], a[3], b[3]};
   }
 
+  // Lane i of pack j to lane j of pack i.
+  SOPT_INLINE void transpose(F (&x)[4]) {
+    float rows[4][4], columns[4][4];
+    memcpy(rows, x, sizeof rows);
+    for (int i = 0; i < 4; ++i)
+      for (int j = 0; j < 4; ++j) columns[i][j] = rows[j][i];
+    memcpy(x, columns, sizeof columns);
+  }
+
   SOPT_INLINE F load(const float* from) {
     F x;
     memcpy(&x, from, sizeof x);

@@ -65,6 +65,15 @@ struct Pack {
     even = low;
   }
 
+  // Lane i of pack j to lane j of pack i.
+  SOPT_INLINE void transpose(F (&x)[8]) {
+    float rows[8][8], columns[8][8];
+    memcpy(rows, x, sizeof rows);
+    for (int i = 0; i < 8; ++i)
+      for (int j = 0; j < 8; ++j) columns[i][j] = rows[j][i];
+    memcpy(x, columns, sizeof columns);
+  }
+
   SOPT_INLINE F load(const float* from) { return _mm256_loadu_ps(from); }
   SOPT_INLINE F load(const bfloat16* from) {
     return (F)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)), 16);

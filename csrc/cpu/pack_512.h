@@ -68,6 +68,34 @@ struct Pack {
     even = low;
   }
 
+  // Lane i of pack j to lane j of pack i.
+  SOPT_INLINE void transpose(F (&x)[16]) {
+    F y[16];
+    SOPT_UNROLL
+    for (int i = 0; i < 16; i += 2) {
+      y[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+      y[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+    }
+    SOPT_UNROLL
+    for (int i = 0; i < 16; i += 4)
+      for (int j = 0; j < 2; ++j) {
+        const __m512d a = (__m512d)y[i + j], b = (__m512d)y[i + j + 2];
+        x[i + 2 * j] = (F)_mm512_unpacklo_pd(a, b);
+        x[i + 2 * j + 1] = (F)_mm512_unpackhi_pd(a, b);
+      }
+    SOPT_UNROLL
+    for (int i = 0; i < 4; ++i) {  // quarters q of x[i + 4 j] to quarters j of x[i + 4 q]
+      const F a = _mm512_shuffle_f32x4(x[i], x[i + 4], 0x44);
+      const F b = _mm512_shuffle_f32x4(x[i], x[i + 4], 0xEE);
+      const F c = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0x44);
+      const F d = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0xEE);
+      x[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+      x[i + 4] = _mm512_shuffle_f32x4(a, c, 0xDD);
+      x[i + 8] = _mm512_shuffle_f32x4(b, d, 0x88);
+      x[i + 12] = _mm512_shuffle_f32x4(b, d, 0xDD);
+    }
+  }
+
   SOPT_INLINE F load(const float* from) { return _mm512_loadu_ps(from); }
   SOPT_INLINE F load(const bfloat16* from) {
     return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)),
