@@ -47,8 +47,8 @@ SOPT_INLINE void multiply_tile(typename M::F acc[kTileRows<M>][kTilePacks], int6
   }
 }
 
-// Scores of a tile of queries with `keys` keys, to a whole number of rows of tiles: -inf past the
-// end. `maxima` rise to the largest of each query.
+// Scores of a tile of queries with `keys` keys; -inf past the last, to a whole number of tiles.
+// `maxima` rise to the largest of each query.
 template <class M>
 [[gnu::noinline]] void score_tile(AttentionScratch<M>& s, const typename M::Word* queries,
                                   int64_t keys, int64_t depth, float* maxima) {
@@ -62,11 +62,12 @@ template <class M>
     SOPT_UNROLL
     for (int r = 0; r < R; ++r) SOPT_UNROLL
     for (int v = 0; v < kTilePacks; ++v) {
-      if (key + r >= keys) acc[r][v] = M::fill(-INFINITY);
       most[v] = M::max(most[v], acc[r][v]);
       M::store(s.scores + (key + r) * kTileQueries<M> + v * M::kLanes, acc[r][v]);
     }
   }
+  for (int64_t i = keys * kTileQueries<M>; i % (R * kTileQueries<M>) != 0; i += M::kLanes)
+    M::store(s.scores + i, M::fill(-INFINITY));
   for (int v = 0; v < kTilePacks; ++v) M::store(maxima + v * M::kLanes, most[v]);
 }
 
@@ -138,6 +139,14 @@ void attend(AttentionScratch<M>& s, int64_t tiles, int64_t keys, int64_t size, f
   }
 }
 
+// Brings a row to the cache, to be written if `write`; of those that are far apart the processor
+// does not foresee the next.
+template <bool write = false, class T>
+SOPT_INLINE void prefetch_row(const T* row, int64_t size) {
+  for (int64_t k = 0; k < size; k += 64 / int64_t{sizeof(T)}) __builtin_prefetch(row + k, write);
+  __builtin_prefetch(row + size - 1, write);
+}
+
 template <class M, class T>
 void pack_queries(AttentionScratch<M>& s, const T* from, int64_t stride, int64_t queries,
                   int64_t size) {
@@ -145,6 +154,7 @@ void pack_queries(AttentionScratch<M>& s, const T* from, int64_t stride, int64_t
   const int64_t depth = size / M::kDepth;
   for (int64_t i = 0; i < round_up(queries, N); i += L) {
     typename M::Word* to = s.queries + i / N * N * depth + i % N;
+    for (int j = 0; j < L; ++j) prefetch_row(from + (i + j + 4 * kRowsAhead) * stride, size);
     for (int64_t k = 0; k < depth; k += L) {
       typename M::Words rows[L];
       for (int j = 0; j < L; ++j)
@@ -156,23 +166,14 @@ void pack_queries(AttentionScratch<M>& s, const T* from, int64_t stride, int64_t
   }
 }
 
-// Brings a row to the cache; of those that are far apart the processor does not foresee the next.
-template <class T>
-SOPT_INLINE void prefetch_row(const T* row, int64_t size) {
-  for (int64_t k = 0; k < size; k += 64 / int64_t{sizeof(T)}) __builtin_prefetch(row + k);
-  __builtin_prefetch(row + size - 1);
-}
-
 template <class M, class T>
 void pack_keys(AttentionScratch<M>& s, const T* from, int64_t stride, int64_t keys, int64_t size) {
   const int64_t depth = size / M::kDepth;
-  for (int64_t i = 0; i < keys; ++i) {
+  for (int64_t i = 0; i < round_up(keys, kTileRows<M>); ++i) {
     prefetch_row(from + (i + kRowsAhead) * stride, size);
-    for (int64_t k = 0; k < depth; ++k)
-      s.keys[i * depth + k] = M::word(from + i * stride + k * M::kDepth);
+    const T* row = from + (i < keys ? i : keys - 1) * stride;  // no maximum rises by the last again
+    for (int64_t k = 0; k < depth; ++k) s.keys[i * depth + k] = M::word(row + k * M::kDepth);
   }
-  const int64_t rows = round_up(keys, kTileRows<M>);
-  memset(s.keys + keys * depth, 0, size_t((rows - keys) * depth) * sizeof(typename M::Word));
 }
 
 template <class M, class T>
@@ -226,6 +227,9 @@ void attention_forward(const Attention& a, int64_t begin, int64_t end) {
       return static_cast<const T*>(x.data) + batch * x.batch_stride + head * x.head_stride +
              row * x.row_stride;
     };
+    const int64_t stride = a.heads * size;
+    T* out = static_cast<T*>(a.out) + (batch * a.queries + first) * stride + head * size;
+    for (int64_t i = 0; i < queries; ++i) prefetch_row<true>(out + i * stride, size);
     pack_queries<M>(s, rows(a.query, first), a.query.row_stride, queries, size);
     memset(s.results, 0, size_t(tiles * kTileQueries<M> * size) * sizeof(float));
     memset(s.totals, 0, sizeof s.totals);
@@ -236,8 +240,6 @@ void attention_forward(const Attention& a, int64_t begin, int64_t end) {
       pack_values<M>(s, rows(a.value, key), a.value.row_stride, keys, size);
       attend<M>(s, tiles, keys, size, a.scale);
     }
-    const int64_t stride = a.heads * size;
-    T* out = static_cast<T*>(a.out) + (batch * a.queries + first) * stride + head * size;
     write_results<M>(s, out, stride, queries, size);
   }
 }
