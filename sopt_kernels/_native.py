@@ -124,7 +124,7 @@ def rows(x: Tensor) -> ctypes.Array:
     *strides, step = x.stride()
     if step != 1:
         raise ValueError(f"x must have adjacent elements in its rows, got strides {x.stride()}")
-    return (RowsEntry * 1)((x.data_ptr(), *strides))
+    return (RowsEntry * 1)(RowsEntry(x.data_ptr(), *strides))
 
 
 def int64_array(values: Sequence[int]) -> ctypes.Array:

@@ -55,6 +55,8 @@ def empty_output(query: Tensor) -> Tensor:
 def attention_forward(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     """In float32, rounded once; in blocks, as PyTorch does it: no score matrix either."""
     check(query, key, value, scale)
-    wide = (x.float() for x in (query, key, value))
     with torch.no_grad():
-        return empty_output(query).copy_(scaled_dot_product_attention(*wide, scale=scale))
+        result = scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), scale=scale
+        )
+        return empty_output(query).copy_(result)
