@@ -1,10 +1,14 @@
-"""Exact zeroth-order kernels: counter-based noise added to tensors, the same bits everywhere."""
+"""Exact zeroth-order kernels: counter-based noise added to tensors, the same bits everywhere.
+
+And attention for the forward passes between them.
+"""
 
 from ._philox import philox4x32_10
 from ._registry import Body, backends
 from ._streams import stream_id
 from .ops import box_muller as box_muller  # a module: registers the op
 from .ops.add_noise import add_noise_, noise
+from .ops.attention_forward import attention_forward
 from .ops.perturb_int8 import perturb_int8_
 from .ops.philox4x32 import philox4x32
 from .ops.restore_accumulate import restore_accumulate_
@@ -14,6 +18,7 @@ from .ops.write_noisy import write_noisy_
 __all__ = [
     "Body",
     "add_noise_",
+    "attention_forward",
     "backends",
     "clamp_codes_",
     "noise",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ._arguments import check_ranges
 
-ABI_VERSION = 3  # SOPT_ABI_VERSION in csrc/include/sopt.h
+ABI_VERSION = 4  # SOPT_ABI_VERSION in csrc/include/sopt.h
 HOST, DEVICE = 0, 1  # sopt_memory
 DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # sopt_dtype
 # The C types of sopt.h. ctypes refuses arguments of a wrong kind, but wraps an integer that is
@@ -51,6 +51,17 @@ class CodesEntry(ctypes.Structure):
         ("numel", c_int64),
         ("rows", c_int64),
         ("stream", c_uint64),
+    ]
+
+
+class RowsEntry(ctypes.Structure):
+    """``sopt_rows`` of sopt.h."""
+
+    _fields_ = [
+        ("data", c_void_p),
+        ("batch_stride", c_int64),
+        ("head_stride", c_int64),
+        ("row_stride", c_int64),
     ]
 
 
@@ -134,6 +145,14 @@ def _codes_table(*columns: tuple[int, ...]) -> ctypes.Array:
 def _table(entry: type[ctypes.Structure], *columns: Sequence[int]) -> ctypes.Array:
     entries = [entry(*row) for row in zip(*columns, strict=True)]
     return (entry * len(entries))(*entries)
+
+
+def rows(x: Tensor) -> ctypes.Array:
+    """``x``, of 4 dimensions, as an array of one ``sopt_rows``."""
+    *strides, step = x.stride()
+    if step != 1:
+        raise ValueError(f"x must have adjacent elements in its rows, got strides {x.stride()}")
+    return (RowsEntry * 1)(RowsEntry(x.data_ptr(), *strides))
 
 
 def int64_array(values: Sequence[int]) -> ctypes.Array:

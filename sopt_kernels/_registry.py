@@ -46,13 +46,13 @@ class Op:
     fake: Callable  # shapes and dtypes only; raises for arguments the op rejects
     samples: Callable[[str], Iterable[tuple]]  # device -> argument tuples, for tests and bench
     native: Mapping[str, Callable] = field(default_factory=dict)  # device type -> launcher
-    triton: Callable | None = None
+    triton: Callable | str | None = None  # or why it is not written; None: no Triton installed
 
     def implementations(self, device_type: str) -> dict[str, Callable | str]:
         """Each backend's body on ``device_type``, or why there is none; best first."""
         native = self.native.get(device_type, f"not written for {device_type}")
         triton = self.triton or "Triton is not installed"
-        if self.triton and device_type != "cuda" and not _INTERPRET:
+        if callable(self.triton) and device_type != "cuda" and not _INTERPRET:
             triton = f"Triton runs on {device_type} only with TRITON_INTERPRET=1"
         return {
             "native": _native.UNAVAILABLE.get(device_type, native),

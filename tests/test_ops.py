@@ -46,6 +46,13 @@ def assert_same(op, sample, actual: torch.Tensor, expected: torch.Tensor, exact:
     Then a sum of noise below 8 differs by 2 ulp of each term, one of the sum, one of the dtype for
     each rounding to nearest. Integers come out the same all the same.
     """
+    if op.name == "attention_forward":
+        # Weights, and the result of each body, rounded once: a unit is eps / 2; and float32 sums of
+        # up to 300 terms, of products and of weights.
+        units = 1.5 * torch.finfo(actual.dtype).eps + 600 * torch.finfo(torch.float32).eps
+        atol = units * float(sample[2].abs().max()) if actual.numel() else 0.0
+        torch.testing.assert_close(actual, expected, rtol=0.0, atol=atol)
+        return
     if exact or not actual.is_floating_point():
         assert torch.equal(comparable(actual), comparable(expected))
         return
@@ -110,7 +117,16 @@ def test_interpreted_kernels():
     if not callable(OPS["add_noise_"].triton):
         pytest.skip("Triton is not installed")
     here = Path(__file__).parent
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "triton", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-k",
+        "triton and not attention",
+        "-p",
+        "no:cacheprovider",
+    ]
     done = subprocess.run(
         [*command, here / "test_ops.py", here / "test_known_answers.py"],
         env={**os.environ, "TRITON_INTERPRET": "1"},

@@ -10,6 +10,7 @@
 #include "pack_128.h"
 #endif
 #include "add_noise.h"
+#include "attention_forward.h"
 #include "box_muller.h"
 #include "int8.h"
 #include "philox4x32.h"
@@ -28,6 +29,7 @@ const Kernels SOPT_KERNELS = {
     {update_int8<Pack, Gaussian>, update_int8<Pack, Rademacher>},
     philox4x32_10_rows<Pack>,
     box_muller_pairs<Pack>,
+    {attention_forward<Singles<Pack>, float>, attention_forward<Bfloat16Operands<Pack>, bfloat16>},
 };
 
 }  // namespace sopt

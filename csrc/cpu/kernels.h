@@ -33,6 +33,25 @@ struct CodeUpdate {
   uint64_t rounding_seed;
 };
 
+// softmax(scale' q k^T) v of `heads` heads, see sopt_attention_forward_cpu.
+struct Attention {
+  sopt_rows query, key, value;
+  void* out;  // (batch, queries, heads, size)
+  int64_t heads, queries, keys, size;
+  float scale;    // times log2(e): the weights are powers of two
+  int64_t block;  // queries of an item of work
+};
+
+// A block of queries or keys that a thread keeps: so many elements, and so many rows at most.
+constexpr int64_t kAttentionElements = 16384;
+constexpr int64_t kMostQueries = 512, kMostKeys = 128;
+
+// Rows of a block, a whole number of tiles of 32.
+static inline int64_t attention_block(int64_t size, int64_t most) {
+  const int64_t rows = kAttentionElements / size / 32 * 32;
+  return rows < most ? rows : most;
+}
+
 // Ranges of elements that kernels are called on begin at a multiple of this: a whole number of
 // counter blocks of either kind, for vectors of any length.
 constexpr int64_t kTile = 2048;
@@ -50,10 +69,13 @@ struct Kernels {
                             const CodeUpdate& update);
   void (*philox4x32_10)(const uint32_t* counters, int64_t n, uint64_t key, uint32_t* words);
   void (*box_muller)(const uint32_t* words, int64_t pairs, float* samples);
+  // Items [begin, end) of batch * heads * blocks of queries; by dtype.
+  void (*attention_forward[2])(const Attention& attention, int64_t begin, int64_t end);
 };
 
 // Each is defined by one compilation of kernels.cpp.
-extern const Kernels kernels_sse42, kernels_avx2, kernels_avx512, kernels_neon, kernels_generic;
+extern const Kernels kernels_sse42, kernels_avx2, kernels_avx512, kernels_avx512_bf16, kernels_neon,
+    kernels_generic;
 
 // Those of the level in use.
 const Kernels& kernels();

@@ -57,6 +57,24 @@ struct Pack {
   }
 #endif
 
+  SOPT_INLINE F max(F x, F y) { return x > y ? x : y; }  // y if either is NaN
+  SOPT_INLINE F floor(F x) {
+#if defined(__SSE4_1__)
+    return _mm_floor_ps(x);
+#elif defined(__ARM_NEON)
+    return vrndmq_f32(x);
+#else
+    for (int i = 0; i < 4; ++i) x[i] = __builtin_floorf(x[i]);
+    return x;
+#endif
+  }
+  SOPT_INLINE F fraction(F x) { return x - floor(x); }
+  // y 2^floor(x), for y in [1, 2) and x < 127: 0 where that is below the normal numbers.
+  SOPT_INLINE F times_exp2_of_floor(F y, F x) {
+    const I small = x < -126.0f, power = to_int(floor(small ? F{} : x));
+    return small ? F{} : (F)((U)y + ((U)power << 23));
+  }
+
   // The product of the low half of each lane and m.
   SOPT_INLINE W multiply_wide(W a, uint32_t m) {
 #if defined(__SSE4_1__)
@@ -92,6 +110,14 @@ struct Pack {
   SOPT_INLINE B bytes_of_bits(const uint8_t* from) {
     const W bytes = W{from[0], from[1]} * uint64_t{0x0101010101010101};
     return (B)(((B)bytes & (B)(W{} + 0x8040201008040201)) != 0);
+  }
+  // Lane i of pack j to lane j of pack i.
+  SOPT_INLINE void transpose(F (&x)[4]) {
+    float rows[4][4], columns[4][4];
+    memcpy(rows, x, sizeof rows);
+    for (int i = 0; i < 4; ++i)
+      for (int j = 0; j < 4; ++j) columns[i][j] = rows[j][i];
+    memcpy(x, columns, sizeof columns);
   }
 
   SOPT_INLINE F load(const float* from) {

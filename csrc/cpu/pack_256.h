@@ -39,6 +39,14 @@ struct Pack {
   SOPT_INLINE F mantissa(F x) { return (F)(((U)x & 0x7FFFFFu) | 0x3F800000u); }
   SOPT_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   SOPT_INLINE F sqrt(F x) { return _mm256_sqrt_ps(x); }
+  SOPT_INLINE F max(F x, F y) { return _mm256_max_ps(x, y); }  // y if either is NaN
+  SOPT_INLINE F fraction(F x) { return x - _mm256_floor_ps(x); }
+  // y 2^floor(x), for y in [1, 2) and x < 127: 0 where that is below the normal numbers.
+  SOPT_INLINE F times_exp2_of_floor(F y, F x) {
+    const __m256i power = _mm256_cvtps_epi32(_mm256_floor_ps(x));
+    const F scaled = (F)_mm256_add_epi32((__m256i)y, _mm256_slli_epi32(power, 23));
+    return _mm256_andnot_ps(_mm256_cmp_ps(x, splat(-126.0f), _CMP_LT_OQ), scaled);
+  }
 
   // The product of the low half of each lane and m.
   SOPT_INLINE W multiply_wide(W a, uint32_t m) {
@@ -74,6 +82,14 @@ struct Pack {
     memcpy(&bits, from, sizeof bits);
     const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), of_byte);
     return (B)_mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+  }
+  // Lane i of pack j to lane j of pack i.
+  SOPT_INLINE void transpose(F (&x)[8]) {
+    float rows[8][8], columns[8][8];
+    memcpy(rows, x, sizeof rows);
+    for (int i = 0; i < 8; ++i)
+      for (int j = 0; j < 8; ++j) columns[i][j] = rows[j][i];
+    memcpy(x, columns, sizeof columns);
   }
 
   SOPT_INLINE F load(const float* from) { return _mm256_loadu_ps(from); }

@@ -43,6 +43,10 @@ struct Pack {
   SOPT_INLINE F select(M m, F x, F y) { return _mm512_mask_blend_ps(m, y, x); }
   SOPT_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   SOPT_INLINE F sqrt(F x) { return _mm512_sqrt_ps(x); }
+  SOPT_INLINE F max(F x, F y) { return _mm512_max_ps(x, y); }  // y if either is NaN
+  SOPT_INLINE F fraction(F x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF); }
+  // y 2^floor(x), for y in [1, 2) and x < 127: 0 where that is below the normal numbers.
+  SOPT_INLINE F times_exp2_of_floor(F y, F x) { return _mm512_scalef_ps(y, x); }
 
   // The product of the low half of each lane and m.
   SOPT_INLINE W multiply_wide(W a, uint32_t m) {
@@ -74,6 +78,33 @@ struct Pack {
     uint64_t bits;
     memcpy(&bits, from, sizeof bits);
     return (B)_mm512_movm_epi8(bits);
+  }
+  // Lane i of pack j to lane j of pack i.
+  SOPT_INLINE void transpose(F (&x)[16]) {
+    F y[16];
+    SOPT_UNROLL
+    for (int i = 0; i < 16; i += 2) {
+      y[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+      y[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+    }
+    SOPT_UNROLL
+    for (int i = 0; i < 16; i += 4)
+      for (int j = 0; j < 2; ++j) {
+        const __m512d a = (__m512d)y[i + j], b = (__m512d)y[i + j + 2];
+        x[i + 2 * j] = (F)_mm512_unpacklo_pd(a, b);
+        x[i + 2 * j + 1] = (F)_mm512_unpackhi_pd(a, b);
+      }
+    SOPT_UNROLL
+    for (int i = 0; i < 4; ++i) {  // quarters q of x[i + 4 j] to quarters j of x[i + 4 q]
+      const F a = _mm512_shuffle_f32x4(x[i], x[i + 4], 0x44);
+      const F b = _mm512_shuffle_f32x4(x[i], x[i + 4], 0xEE);
+      const F c = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0x44);
+      const F d = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0xEE);
+      x[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+      x[i + 4] = _mm512_shuffle_f32x4(a, c, 0xDD);
+      x[i + 8] = _mm512_shuffle_f32x4(b, d, 0x88);
+      x[i + 12] = _mm512_shuffle_f32x4(b, d, 0xDD);
+    }
   }
 
   SOPT_INLINE F load(const float* from) { return _mm512_loadu_ps(from); }

@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a signature, a code or the meaning of an argument changes. */
-#define SOPT_ABI_VERSION 3
+#define SOPT_ABI_VERSION 4
 
 typedef enum SOPT_INT {
   SOPT_OK = 0,
@@ -65,8 +65,9 @@ typedef int (*sopt_parallel_for)(int64_t begin, int64_t end, int64_t grain, sopt
  * threads of its own, so that it never competes with the pool of its host. */
 SOPT_API sopt_status sopt_set_parallel_for(sopt_parallel_for parallel_for);
 
-/* Instruction-set level in use: sse42, avx2 or avx512; neon; generic. The best one that the
- * processor has is chosen at load. All levels give the same bits; forcing one is for tests. */
+/* Instruction-set level in use: sse42, avx2, avx512 or avx512_bf16; neon; generic. The best one
+ * that the processor has is chosen at load; forcing one is for tests. All levels give the same
+ * bits, but for attention. */
 SOPT_API const char* sopt_cpu_level(void);
 SOPT_API sopt_status sopt_set_cpu_level(const char* level);
 
@@ -206,6 +207,31 @@ SOPT_API sopt_status sopt_update_int8_cuda(
     const float* coefficients, sopt_memory coefficients_memory, int64_t terms, const float* eps,
     sopt_memory eps_memory, sopt_noise kind, int64_t headroom, const uint64_t* rounding_seed,
     sopt_memory rounding_seed_memory, int64_t* clamped, void* stream);
+
+/* ---- attention ------------------------------------------------------------------------- */
+
+/* Rows of elements side by side, `row_stride` elements apart, of each head of each batch. */
+typedef struct {
+  const void* data;
+  int64_t batch_stride;
+  int64_t head_stride;
+  int64_t row_stride;
+} sopt_rows;
+
+/* out = softmax(scale q k^T) v for each head of each batch: `queries` rows of query, `keys` >= 1
+ * rows of key and value, all of `size` elements; out is (batch, queries, heads, size), contiguous.
+ * The softmax is online over blocks of keys, so no more than 128 scores of a query exist at a time:
+ * at most 320 KiB of each thread's stack are used, and nothing else. The order of a sum depends on
+ * the level, never on threads.
+ * SOPT_FLOAT32: all in float32. SOPT_BFLOAT16: sums, softmax and result in float32, the weights
+ *   exp(scale (score - maximum)) rounded to bfloat16 at level avx512_bf16, where the instruction
+ *   also takes subnormal numbers as 0; one rounding of the result.
+ * scale: positive, finite. size: a multiple of 8, at most SOPT_ATTENTION_MAX_SIZE. */
+#define SOPT_ATTENTION_MAX_SIZE 256
+SOPT_API sopt_status sopt_attention_forward_cpu(const sopt_rows* query, const sopt_rows* key,
+                                                const sopt_rows* value, void* out, int64_t batch,
+                                                int64_t heads, int64_t queries, int64_t keys,
+                                                int64_t size, float scale, sopt_dtype dtype);
 
 #ifdef __cplusplus
 }
