@@ -17,6 +17,7 @@ from .data import Picture
 from .frozen import forget_inputs_of_frozen_convolutions
 from .memory import MemoryRecorder
 from .models import Model, inject_lora
+from .models.attention import use_forward_attention
 from .steps.backprop import backprop_step
 from .steps.loss import diffusion_loss
 from .steps.seeds import Tag, seed64
@@ -44,6 +45,7 @@ class Training:
         with memory.phase("load"):
             unet = model.load("unet", dtype, memory.device)
             self.adapter = inject_lora(unet, config.rank, config.seed)
+        use_forward_attention(unet)
         forget_inputs_of_frozen_convolutions(unet)
         if config.checkpointing:
             unet.enable_gradient_checkpointing()
