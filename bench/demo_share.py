@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import sopt
-from sopt.demo import STEPS, demo, score_adapter
+from sopt.demo import STEPS, WEIGHTS, demo, score_adapter
 from sopt.files import write_json
 from sopt.tiny import judge
 from sopt.tiny.scenes import random_subject
@@ -28,6 +28,7 @@ def compare(seed: int, work: Path) -> dict[str, float]:
         prompt=f"a sks {subject.kind}",
         output=str(work / "backprop-high"),
         method="backprop-high",
+        weights=WEIGHTS,
         steps=STEPS,
         seed=seed,
     )

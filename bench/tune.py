@@ -19,7 +19,7 @@ import numpy as np
 
 import sopt
 from bench.zeroth_order_proof import FixedLoss
-from sopt.demo import draw_photos, score_adapter
+from sopt.demo import WEIGHTS, draw_photos, score_adapter
 from sopt.tiny import judge
 from sopt.tiny.scenes import random_subject
 
@@ -69,6 +69,7 @@ def main() -> None:
                     output=str(work / f"run{number}-{k}"),
                     method=arguments.method,
                     steps=arguments.steps,
+                    weights=WEIGHTS,
                     **settings,
                 )
                 seconds = time.monotonic() - started

@@ -23,7 +23,7 @@ import sopt
 from sopt.cache import build_cache
 from sopt.config import TrainConfig
 from sopt.data import load_pictures
-from sopt.demo import LOW_RES_RATIO, STEPS, draw_photos
+from sopt.demo import LOW_RES_RATIO, STEPS, WEIGHTS, draw_photos
 from sopt.files import write_json
 from sopt.memory import MemoryRecorder
 from sopt.models import open_model
@@ -54,7 +54,7 @@ class FixedLoss:
             [m.sample(z[None]) for m, z in zip(pictures, latent_noise, strict=True)]
         )
         self.noise = noise(shape, 0, stream_id("noise"))
-        self.pipeline = model.pipeline()
+        self.pipeline = model.pipeline(unet=model.load("unet"))
         self.scheduler = model.noise_scheduler()
 
     @torch.no_grad()
@@ -90,6 +90,7 @@ def compare(seed: int, work: Path, settings: Mapping[str, Any]) -> dict[str, Any
             prompt=prompt,
             output=str(work / f"{name}{seed}"),
             seed=seed,
+            weights=WEIGHTS,
             **{**settings, "zo_lr": rate},
         )
         values[name] = loss(run.adapter)

@@ -22,6 +22,7 @@ from .trainer import train
 PHOTOS = 5
 STEPS = 600
 LOW_RES_RATIO = 0.75  # at 0.5 the bundled model's backprop would see 8 x 8 latents
+WEIGHTS = "float32"  # of a model so small that bfloat16 would save 5 MiB
 GUIDANCE = 2.0  # at the 7.5 of large models this one overdoes colours and outlines
 SCORED = 32  # pictures, seeds 0 to 31, behind every score
 BATCH = 8  # drawn at once
@@ -57,6 +58,7 @@ def demo(output: Path, seed: int = 0, steps: int | None = None) -> dict[str, Any
         "output": str(output / "run"),
         "steps": STEPS if steps is None else steps,
         "low_res_ratio": LOW_RES_RATIO,
+        "weights": WEIGHTS,
         "seed": seed,
     }
     TrainConfig.create(**settings)

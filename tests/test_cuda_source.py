@@ -187,9 +187,9 @@ def test_rounding_seeds_of_the_host_are_carried_by_several_launches(emulated):
     seeds, coefficients = terms_of(terms)
     cuts, rounding = torch.arange(1, terms), torch.arange(terms) * 3 - 100
     actual, expected = (torch.linspace(-2, 2, 300).bfloat16() for _ in range(2))
-    before = emulated.launches
+    before, in_place = emulated.launches, [actual]
     emulated.call(
-        "sopt_add_noise_cuda", _native.tensor_table([actual], [actual], [8]), 1,
+        "sopt_add_noise_cuda", _native.tensor_table(in_place, in_place, [8]), 1,
         seeds.data_ptr(), DEVICE, coefficients.data_ptr(), DEVICE, terms, 1, 0.999,
         cuts.data_ptr(), roundings, rounding.data_ptr(), HOST, None,
     )  # fmt: skip
@@ -266,7 +266,8 @@ def test_a_library_of_another_version_is_refused(emulated, monkeypatch):
 def test_every_op_has_a_cuda_kernel_and_says_so(monkeypatch):
     """``backends()`` is right in every case: no launcher of libsopt hands a call on."""
     monkeypatch.delitem(_native.UNAVAILABLE, "cuda", raising=False)
-    assert all(callable(op.implementations("cuda")["native"]) for op in OPS.values())
+    without = [op.name for op in OPS.values() if not callable(op.implementations("cuda")["native"])]
+    assert without == ["attention_forward"]  # PyTorch's own is fast on a GPU
 
 
 def nvcc(source: str, *arguments) -> str:

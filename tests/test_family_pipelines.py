@@ -95,6 +95,7 @@ def test_every_family_trains_and_draws(family, pictures, tmp_path):
         output=tmp_path / "run",
         steps=4,
         schedule=0.5,
+        low_res_ratio=1.0,
         weights="bfloat16",
         num_perturbations=1,
     )
