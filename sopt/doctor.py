@@ -69,7 +69,8 @@ def _cpu() -> dict[str, Any]:
     threads = torch.get_num_threads()
     return {
         "name": "cpu",
-        "description": f"{platform.machine()}, level {level}, {threads} threads",
+        "description": f"{platform.machine()}, level {level}, {threads} threads, "
+        f"OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}",
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
 
