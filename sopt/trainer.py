@@ -87,6 +87,7 @@ def train(**settings: Any) -> Run:
     with contextlib.closing(RunFolder(config.output)) as folder:
         previous = folder.previous(identity, config.resume)
         if previous is not None and folder.finished(previous, config):
+            logger.info("the run in %s is finished already", folder.path)
             previous.check_weights(fingerprint(model.load("unet", weights)))
         else:
             del previous  # else its tensors would be in memory all along
@@ -146,6 +147,7 @@ def _optimize(
     if previous is not None:
         previous.restore(adapter, optimizer, weights)
         start, skipped = previous.step, dict(previous.skipped)
+        logger.info("continuing the run in %s after step %d", folder.path, start)
         memory.peaks |= {k: max(v, memory.peaks.get(k, 0)) for k, v in previous.peaks.items()}
         del previous
     write_text(folder.config, config.to_yaml())
