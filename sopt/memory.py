@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -68,7 +69,8 @@ class LiveStorage(TorchDispatchMode):
         gc.collect()
         for found in gc.get_objects():
             # By type: isinstance would run the code of proxy objects.
-            if issubclass(type(found), Tensor):
+            # What torch.compile keeps of its traces has a size, and no storage behind it.
+            if issubclass(type(found), Tensor) and not issubclass(type(found), FakeTensor):
                 self._count(found)
 
     def __exit__(self, *exception: Any) -> None:

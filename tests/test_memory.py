@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import sopt
@@ -187,3 +188,13 @@ def open_unet(settings):
     from sopt.models import open_model
 
     return open_model(settings["model"]).load("unet")
+
+
+def test_tensors_without_storage_do_not_count():
+    with FakeTensorMode():
+        kept = torch.ones(1000)
+    with LiveStorage() as live:
+        counted = live.bytes
+    del kept
+    with LiveStorage() as live:
+        assert live.bytes == counted
