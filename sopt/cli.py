@@ -47,9 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Read by these libraries when they are imported: they warn of parts that are not used here.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    # Read by OpenMP's runtime when PyTorch is imported: threads that wait by spinning cost 4 to 5
-    # times the time where another process shares the cores, and nothing less on a quiet machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
