@@ -119,8 +119,9 @@ def fingerprint(module: torch.nn.Module) -> str:
     }
     for name, weight in sorted(weights.items()):
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
-        flat = weight.detach().reshape(-1)
-        digest.update(flat[:: max(1, len(flat) // SAMPLED)].float().cpu().numpy().tobytes())
+        chosen = torch.arange(0, weight.numel(), max(1, weight.numel() // SAMPLED))
+        values = weight.detach()[torch.unravel_index(chosen.to(weight.device), weight.shape)]
+        digest.update(values.float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -16,8 +16,8 @@ from .errors import InputError
 from .files import load_tensors
 from .models import Model, open_model
 from .models.adapter import load_adapter
-from .models.attention import use_forward_attention
 from .models.batches import take_one_at_a_time
+from .models.forwards import speed_up_forwards
 from .models.kinds import build_on_meta
 
 TILE = 32  # side, in latent elements, of the tiles that large pictures are decoded in
@@ -110,7 +110,7 @@ class Stages:
         unet = self._load("unet")
         if self.low_memory:
             take_one_at_a_time(unet)
-            use_forward_attention(unet)
+            speed_up_forwards(unet)
         pipeline = self.model.pipeline(unet=unet)
         return [
             pipeline(

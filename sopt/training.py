@@ -17,9 +17,9 @@ from .data import Picture
 from .frozen import forget_inputs_of_frozen_convolutions
 from .memory import MemoryRecorder
 from .models import Model, inject_lora
-from .models.attention import use_forward_attention
+from .models.forwards import speed_up_forwards
 from .steps.backprop import backprop_step
-from .steps.loss import diffusion_loss
+from .steps.loss import Sample, diffusion_loss
 from .steps.seeds import Tag, seed64
 from .steps.zeroth_order import zeroth_order_step
 
@@ -45,7 +45,7 @@ class Training:
         with memory.phase("load"):
             unet = model.load("unet", dtype, memory.device)
             self.adapter = inject_lora(unet, config.rank, config.seed)
-        use_forward_attention(unet)
+        speed_up_forwards(unet)
         forget_inputs_of_frozen_convolutions(unet)
         if config.checkpointing:
             unet.enable_gradient_checkpointing()
@@ -59,9 +59,13 @@ class Training:
             prior_weight=config.prior_weight,
         )
 
+    def draw(self, step: int, timestep: int, side: int) -> Sample:
+        """What the loss of a step is computed on, at one side in pixels."""
+        return self._cache.draw(self._config.seed, step, timestep, side)
+
     def backprop(self, step: int, timestep: int) -> dict[str, Any]:
         """A backprop step at the low side: what the history says about it."""
-        sample = self._cache.draw(self._config.seed, step, timestep, self._config.low_resolution)
+        sample = self.draw(step, timestep, self._config.low_resolution)
         loss = partial(self._loss, sample)
         return {"loss": backprop_step(self.adapter, loss, self.optimizer)}
 
@@ -69,7 +73,7 @@ class Training:
         """A zeroth-order step at the full side: what the history says about it."""
         config = self._config
         assert config.resolution is not None
-        sample = self._cache.draw(config.seed, step, timestep, config.resolution)
+        sample = self.draw(step, timestep, config.resolution)
         update = zeroth_order_step(
             self.adapter,
             partial(self._loss, sample),

@@ -1,12 +1,13 @@
 """Exact zeroth-order kernels: counter-based noise added to tensors, the same bits everywhere.
 
-And attention for the forward passes between them.
+And what makes the forward passes between them fast on the CPU: attention, and low-rank adapters.
 """
 
 from ._philox import philox4x32_10
 from ._registry import Body, backends
 from ._streams import stream_id
 from .ops import box_muller as box_muller  # a module: registers the op
+from .ops.add_low_rank import add_low_rank_
 from .ops.add_noise import add_noise_, noise
 from .ops.attention_forward import attention_forward
 from .ops.perturb_int8 import perturb_int8_
@@ -17,6 +18,7 @@ from .ops.write_noisy import write_noisy_
 
 __all__ = [
     "Body",
+    "add_low_rank_",
     "add_noise_",
     "attention_forward",
     "backends",

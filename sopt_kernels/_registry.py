@@ -47,6 +47,7 @@ class Op:
     samples: Callable[[str], Iterable[tuple]]  # device -> argument tuples, for tests and bench
     native: Mapping[str, Callable] = field(default_factory=dict)  # device type -> launcher
     triton: Callable | str | None = None  # or why it is not written; None: no Triton installed
+    exact: bool = True  # the same bits of every body; else sums have an order of each one's own
 
     def implementations(self, device_type: str) -> dict[str, Callable | str]:
         """Each backend's body on ``device_type``, or why there is none; best first."""

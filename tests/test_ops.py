@@ -31,8 +31,8 @@ def _describe(sample) -> str:
     if isinstance(first, torch.Tensor):
         return "x".join(map(str, first.shape))
     dtypes = sorted({str(x.dtype).removeprefix("torch.") for x in first})
-    kind = next(a for a in sample if isinstance(a, str))
-    return f"{kind}-{'+'.join(dtypes)}"
+    kind = [a for a in sample if isinstance(a, str)]  # of noise, if there is any
+    return "-".join([*kind, "+".join(dtypes)])
 
 
 def comparable(x: torch.Tensor) -> torch.Tensor:
@@ -52,6 +52,13 @@ def assert_same(op, sample, actual: torch.Tensor, expected: torch.Tensor, exact:
         units = 1.5 * torch.finfo(actual.dtype).eps + 600 * torch.finfo(torch.float32).eps
         atol = units * float(sample[2].abs().max()) if actual.numel() else 0.0
         torch.testing.assert_close(actual, expected, rtol=0.0, atol=atol)
+        return
+    if op.name == "add_low_rank_":
+        # One rounding of the result, and float32 sums of up to 640 products of numbers below 1,
+        # of which 260 are summed again, each within the bound of a sum in any order.
+        single = torch.finfo(torch.float32).eps
+        rtol = torch.finfo(actual.dtype).eps
+        torch.testing.assert_close(actual, expected, rtol=rtol, atol=320 * single * 260)
         return
     if exact or not actual.is_floating_point():
         assert torch.equal(comparable(actual), comparable(expected))
@@ -123,7 +130,7 @@ def test_interpreted_kernels():
         "pytest",
         "-q",
         "-k",
-        "triton and not attention",
+        "triton and not attention and not low_rank",
         "-p",
         "no:cacheprovider",
     ]

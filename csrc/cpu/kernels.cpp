@@ -13,6 +13,7 @@
 #include "attention_forward.h"
 #include "box_muller.h"
 #include "int8.h"
+#include "low_rank.h"
 #include "philox4x32.h"
 #include "restore_accumulate.h"
 
@@ -30,6 +31,7 @@ const Kernels SOPT_KERNELS = {
     philox4x32_10_rows<Pack>,
     box_muller_pairs<Pack>,
     {attention_forward<Singles<Pack>, float>, attention_forward<Bfloat16Operands<Pack>, bfloat16>},
+    {add_low_rank<Pack, float>, add_low_rank<Pack, bfloat16>, add_low_rank<Pack, float16>},
 };
 
 }  // namespace sopt

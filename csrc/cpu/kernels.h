@@ -52,6 +52,16 @@ static inline int64_t attention_block(int64_t size, int64_t most) {
   return rows < most ? rows : most;
 }
 
+// y += scale (x a^T) b^T, see sopt_add_low_rank_cpu.
+struct LowRank {
+  void* y;
+  const void* x;
+  const float *a, *b;
+  int64_t rows, in, out, rank;
+  float scale;
+};
+constexpr int64_t kLowRankRows = 32;  // of an item of work
+
 // Ranges of elements that kernels are called on begin at a multiple of this: a whole number of
 // counter blocks of either kind, for vectors of any length.
 constexpr int64_t kTile = 2048;
@@ -71,6 +81,8 @@ struct Kernels {
   void (*box_muller)(const uint32_t* words, int64_t pairs, float* samples);
   // Items [begin, end) of batch * heads * blocks of queries; by dtype.
   void (*attention_forward[2])(const Attention& attention, int64_t begin, int64_t end);
+  // Items [begin, end) of blocks of rows; by dtype.
+  void (*add_low_rank[3])(const LowRank& factors, int64_t begin, int64_t end);
 };
 
 // Each is defined by one compilation of kernels.cpp.

@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a signature, a code or the meaning of an argument changes. */
-#define SOPT_ABI_VERSION 4
+#define SOPT_ABI_VERSION 5
 
 typedef enum SOPT_INT {
   SOPT_OK = 0,
@@ -67,7 +67,7 @@ SOPT_API sopt_status sopt_set_parallel_for(sopt_parallel_for parallel_for);
 
 /* Instruction-set level in use: sse42, avx2, avx512 or avx512_bf16; neon; generic. The best one
  * that the processor has is chosen at load; forcing one is for tests. All levels give the same
- * bits, but for attention. */
+ * bits, but for attention and low-rank adapters. */
 SOPT_API const char* sopt_cpu_level(void);
 SOPT_API sopt_status sopt_set_cpu_level(const char* level);
 
@@ -232,6 +232,19 @@ SOPT_API sopt_status sopt_attention_forward_cpu(const sopt_rows* query, const so
                                                 const sopt_rows* value, void* out, int64_t batch,
                                                 int64_t heads, int64_t queries, int64_t keys,
                                                 int64_t size, float scale, sopt_dtype dtype);
+
+/* ---- low-rank adapters ------------------------------------------------------------------ */
+
+/* y += scale (x a^T) b^T: what LoRA adds to the result of a linear layer. x is (rows, in), y
+ * (rows, out), both of `dtype`; a is (rank, in), b (out, rank), float32; all contiguous, and y
+ * overlaps nothing. Products and sums are float32, one rounding of each element of y. The order of
+ * a sum depends on the level, never on threads. At most 100 KiB of each thread's stack are used,
+ * and nothing else.
+ * rows >= 0, in and out >= 1, rank in [1, SOPT_LOW_RANK_MAX], scale finite. */
+#define SOPT_LOW_RANK_MAX 256
+SOPT_API sopt_status sopt_add_low_rank_cpu(void* y, const void* x, const float* a, const float* b,
+                                           int64_t rows, int64_t in, int64_t out, int64_t rank,
+                                           float scale, sopt_dtype dtype);
 
 #ifdef __cplusplus
 }

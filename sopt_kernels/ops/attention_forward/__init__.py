@@ -99,5 +99,6 @@ register(
         samples=_samples,
         native={"cpu": attention_forward_cpu},
         triton="not written: PyTorch's own attention is fast on a GPU",
+        exact=False,
     )
 )
