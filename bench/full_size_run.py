@@ -2,7 +2,8 @@
 
     python -m bench.full_size_run [--model sd15] [--budget 2GiB] [--steps 20] [--rounds 3]
 
-First the run, of random weights at the model's own size, ratio 0.5, with the polled peak of the
+First the run, of random weights at the model's own size, ratio 0.5, one direction a zeroth-order
+step and as many steps of either kind, with the polled peak of the
 process's anonymous resident memory beside the peaks of its tensors and the plan's predictions;
 sampling, whose memory does not depend on the number of denoising steps, takes two of them. Then
 the time of its steps beside those of plain code in the same process: diffusers' U-Net with a peft
@@ -112,6 +113,8 @@ def run(name: str, budget: str | None, steps: int, work: Path) -> dict[str, Any]
         "output": str(work / "run"),
         "model": f"random:{name}",
         "steps": steps,
+        "schedule": 0.5,
+        "num_perturbations": 1,
         "memory_budget": budget,
     }
     plan = {k: v for k, v in settings.items() if k not in ("images", "output", "prompt", "steps")}
@@ -154,6 +157,7 @@ def compare(name: str, checkpointing: bool, rounds: int, work: Path) -> dict[str
     config = TrainConfig.create(
         images=str(work / "photos"), prompt="a sks dog", output="-", model=f"random:{name}",
         weights="bfloat16", checkpointing=checkpointing, resolution=side, device="cpu",
+        num_perturbations=1,
     )  # fmt: skip
     pictures = load_pictures(config.images, config.prompt)
     with MemoryRecorder(torch.device("cpu")) as memory:
