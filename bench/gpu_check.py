@@ -33,8 +33,8 @@ from typing import Any
 import torch
 
 from . import gpu_table
+from .generated import RESULTS, ROOT
 
-ROOT = gpu_table.ROOT
 TRAINER = re.compile(r"^\s*(import sopt\b|from (sopt|pipelines)\b)", re.MULTILINE)
 SANITIZERS = ("memcheck", "racecheck")
 SANITIZER_SECONDS = 50
@@ -207,9 +207,9 @@ def main() -> None:
         result["step_seconds"][name] = round(time.monotonic() - started, 1)
     del result["build"]  # it has no findings: it exits where it fails
     if not rehearse:
-        gpu_table.RESULTS.mkdir(exist_ok=True)
+        RESULTS.mkdir(exist_ok=True)
         stem = re.sub(r"[^a-z0-9]+", "-", result["gpu"].lower()).strip("-")
-        path = gpu_table.RESULTS / f"{stem}-{result['date']}.json"
+        path = RESULTS / f"{stem}-{result['date']}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")
         run(sys.executable, "-m", "bench.gpu_table")
         print("wrote", path.relative_to(ROOT), "and README.md: commit both")

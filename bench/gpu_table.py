@@ -6,15 +6,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench" / "results"
-BEGIN, END = "<!-- begin: python -m bench.gpu_table -->\n", "<!-- end -->\n"
+from .generated import RESULTS, rewrite
+
+COMMAND = "bench.gpu_table"
 CASES = (  # of bench.gpu_speed
     "64Mi",
     "64Mi, 8 seeds",
@@ -85,21 +82,8 @@ def section(result: dict[str, Any] | None) -> str:
     )
 
 
-def updated(readme: str) -> str:
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + BEGIN + section(newest()) + END + after
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true")
-    arguments = parser.parse_args()
-    path = ROOT / "README.md"
-    readme = path.read_text()
-    if arguments.check and readme != updated(readme):
-        sys.exit("README.md does not have the figures of bench/results: python -m bench.gpu_table")
-    path.write_text(updated(readme))
+    rewrite("README.md", COMMAND, section(newest()), __doc__)
 
 
 if __name__ == "__main__":

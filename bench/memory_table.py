@@ -29,6 +29,7 @@ from sopt.simulation import simulated, simulated_tensors
 from sopt.steps.loss import Sample, diffusion_loss
 
 RATIOS = (1.0, 0.75, 0.625, 0.5)
+PHASES = ("load", "cache", "train-bp", "train-zo", "sample")
 # MiB: of a backprop step by ratio of the side, and of a zeroth-order step at the full side.
 PAPER: dict[str, dict[Any, int]] = {
     "sd15": {1.0: 5722, 0.75: 5033, 0.625: 4737, 0.5: 4547, "zo": 4756},
@@ -125,26 +126,37 @@ def saving(figures: dict[str, float], ratio: str = "0.5") -> float:
     return 100 * (1 - max(figures[ratio], figures["zo"]) / figures["1.0"])
 
 
-def report(results: list[dict[str, Any]]) -> str:
-    """The figures as Markdown."""
-    lines = ["| model | | BP-high | r = .75 | .625 | .5 | ZO | saved at .5 |", "|" + "---|" * 8]
+def columns(results: list[dict[str, Any]]) -> str:
+    """The paper's columns, its code path as simulated, and ours in its accounting: Markdown."""
+    header = "| model | | BP-high | r = 0.75 | 0.625 | 0.5 | ZO-high | saved at 0.5 |"
+    lines = [header, "|" + "---|" * 8]
     for found in results:
         for name in ("paper", "paper_path", "ours_resident"):
             if figures := found.get(name):
                 cells = [f"{figures[key]:.0f}" for key in (*map(str, RATIOS), "zo")]
+                if name == "paper_path":
+                    pairs = zip(cells, found["paper"].values(), strict=True)
+                    cells = [f"{c} ({100 * (int(c) / p - 1):+.1f} %)" for c, p in pairs]
                 lines.append(
                     f"| {found['model']} | {name.replace('_', ' ')} | {' | '.join(cells)} "
                     f"| {saving(figures):.1f} % |"
                 )
-    lines += ["", "| model | method | r | checkpointing | phases | peak |", "|" + "---|" * 6]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def plans(results: list[dict[str, Any]]) -> str:
+    """What ``sopt.plan`` predicts for whole runs, as Markdown."""
+    lines = [f"| model | method | r | checkpointing | {' | '.join(PHASES)} | peak |"]
+    lines.append("|" + "---|" * (5 + len(PHASES)))
     for found in results:
         for row in found["ours"]:
-            phases = ", ".join(f"{phase} {size:.0f}" for phase, size in row["phases"].items())
+            sizes = [f"{row['phases'][p]:.0f}" if p in row["phases"] else "-" for p in PHASES]
             lines.append(
                 f"| {found['model']} | {row['method']} | {row['low_res_ratio']:g} "
-                f"| {'on' if row['checkpointing'] else 'off'} | {phases} | {row['peak']:.0f} |"
+                f"| {'on' if row['checkpointing'] else 'off'} | {' | '.join(sizes)} "
+                f"| {row['peak']:.0f} |"
             )
-    return "\n".join(lines)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def main() -> None:
@@ -157,7 +169,7 @@ def main() -> None:
     for family in arguments.models:
         results[family] = rows_of(family)
         write_json(arguments.json, list(results.values()))
-    print(report(list(results.values())))
+    print(columns(list(results.values())), plans(list(results.values())), sep="\n")
 
 
 if __name__ == "__main__":

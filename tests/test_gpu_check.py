@@ -126,13 +126,15 @@ def test_measures_every_body_and_prints_it(speed, check, monkeypatch, tmp_path):
     }
     table = check.gpu_table
     assert table.table(result).count("\n") == len(rows) + 2
-    readme = table.BEGIN + "old\n" + table.END + "rest"
     monkeypatch.setattr(table, "RESULTS", tmp_path)
-    assert table.updated(readme) == table.BEGIN + table.NOT_YET + table.END + "rest"
+    assert table.section(table.newest()) == table.NOT_YET
     for date in ("2030-01-31", "2029-12-31"):
         (tmp_path / f"{date}.json").write_text(check.json.dumps(result | {"date": date}))
     (tmp_path / "cpu.json").write_text("{}")  # of the benchmarks of the CPU
-    updated = table.updated(readme)
+    updated = table.section(table.newest())
     assert "NVIDIA X, 2030-01-31" in updated
-    assert updated.endswith(table.END + "rest")
     assert updated.count("| 64Mi |") == 3 * 2 * len(bodies)
+    generated = importlib.import_module("bench.generated")
+    begin, end = generated.begin(table.COMMAND), generated.END
+    text = generated.spliced(f"head{begin}old\n{end}rest", table.COMMAND, updated)
+    assert text == f"head{begin}{updated}{end}rest"

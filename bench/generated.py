@@ -1,0 +1,34 @@
+"""Figures in documents, between two marks that name the command that puts them there."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
+END = "<!-- end -->\n"
+
+
+def begin(command: str) -> str:
+    return f"<!-- begin: python -m {command} -->\n"
+
+
+def spliced(text: str, command: str, content: str) -> str:
+    """``text`` with ``content`` between the marks of ``command``."""
+    before, _, rest = text.partition(begin(command))
+    _, _, after = rest.partition(END)
+    return before + begin(command) + content + END + after
+
+
+def rewrite(document: str, command: str, content: str, description: str | None) -> None:
+    """Put ``content`` into a document of this project; with ``--check``, fail if that changes it."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    path = ROOT / document
+    text = path.read_text()
+    if check and text != spliced(text, command, content):
+        sys.exit(f"{document} does not have the figures of bench/results: python -m {command}")
+    path.write_text(spliced(text, command, content))

@@ -1,0 +1,32 @@
+"""The tables of docs/memory.md, from bench/results: ``python -m bench.memory_page``.
+
+``--check`` fails if they would change. What makes the figures: ``python -m bench.memory_table``, and
+``python -m bench.full_size_run --json bench/results/full_size_<model>.json`` for each model.
+"""
+
+from __future__ import annotations
+
+import json
+
+from . import full_size_run, memory_table
+from .generated import RESULTS, rewrite
+
+
+def content() -> str:
+    results = json.loads((RESULTS / "memory_table.json").read_text())
+    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("full_size_*.json"))]
+    measured = "\n".join(full_size_run.report(run) for run in runs)
+    return "\n".join(
+        [
+            "## The paper's columns\n",
+            memory_table.columns(results),
+            "## Whole runs, predicted\n",
+            memory_table.plans(results),
+            "## Whole runs, measured\n",
+            measured,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    rewrite("docs/memory.md", "bench.memory_page", content(), __doc__)
