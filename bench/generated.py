@@ -23,7 +23,7 @@ def spliced(text: str, command: str, content: str) -> str:
 
 
 def rewrite(document: str, command: str, content: str, description: str | None) -> None:
-    """Put ``content`` into a document of this project; with ``--check``, fail if that changes it."""
+    """Put ``content`` into a document; with ``--check``, fail if that would change it."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check

@@ -1,7 +1,7 @@
 """The tables of docs/memory.md, from bench/results: ``python -m bench.memory_page``.
 
-``--check`` fails if they would change. What makes the figures: ``python -m bench.memory_table``, and
-``python -m bench.full_size_run --json bench/results/full_size_<model>.json`` for each model.
+``--check`` fails if they would change. The figures come from ``python -m bench.memory_table``, and
+for each model from ``python -m bench.full_size_run --json bench/results/full_size_<model>.json``.
 """
 
 from __future__ import annotations

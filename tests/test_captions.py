@@ -344,3 +344,52 @@ def test_the_fingerprint_covers_captions_and_repeats(folder):
     second = now()
     (root / "img/2_sks dog").rename(root / "img/3_sks dog")
     assert len({first, second, now()}) == 3
+
+
+TOML = """
+[general]
+num_repeats = 2
+[[datasets]]
+resolution = 512
+[[datasets.subsets]]
+image_dir = "dog"
+class_tokens = "sks  dog"
+[[datasets.subsets]]
+image_dir = "others"
+class_tokens = "dog"
+is_reg = true
+num_repeats = 1
+"""
+
+
+def test_dataset_file_of_kohya(folder):
+    root = folder(
+        {"set.toml": TOML, "dog/a.png": None, "dog/b.png": None, "dog/b.txt": "[trigger] at night",
+         "others/c.png": None}
+    )  # fmt: skip
+    found = load_pictures(root / "set.toml", PROMPT)
+    assert [(p.name, p.caption, p.repeats, p.regularization) for p in found] == [
+        ("dog/a.png", "sks dog", 2, False),
+        ("dog/b.png", "sks dog at night", 2, False),
+        ("others/c.png", "dog", 1, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("[general]", "[general", "is not a TOML file"),
+        ("[[datasets]]", "[datasets]", r"datasets must be tables, \[\[datasets\]\]"),
+        ('"others"', '"nowhere"', "subset 2: image_dir must be a folder that is there"),
+        ("num_repeats = 2", "num_repeats = 0", r"subset 1: num_repeats must be in \[1, 10000\)"),
+        ('"dog"\nis_reg', '" "\nis_reg', "subset 2: class_tokens must be a text"),
+        ("is_reg = true", "is_reg = 1", "subset 2: is_reg must be true or false, got 1"),
+        ("resolution = 512", 'caption_extension = ".md"', "caption_extension must be .txt or"),
+        (TOML, "", r"must have \[\[datasets.subsets\]\]"),
+    ],
+)
+def test_dataset_file_that_will_not_do(folder, old, new, message):
+    assert old in TOML
+    root = folder({"set.toml": TOML.replace(old, new), "dog/a.png": None, "others/c.png": None})
+    with pytest.raises(InputError, match=message):
+        load_pictures(root / "set.toml", PROMPT)

@@ -11,7 +11,8 @@ from PIL import Image
 
 from ..errors import InputError
 from .captions import Rows, fill_placeholders, key, read_rows, subject_words
-from .layouts import Located, find_pictures, list_names, locate, short_name
+from .kohya_toml import find_in_toml
+from .layouts import Found, Located, find_pictures, list_names, locate, short_name
 from .picture import SUFFIXES, Picture, list_formats
 
 SHOWN_OF_A_CAPTION = 70  # characters
@@ -35,7 +36,8 @@ def load_pictures(
     so that a damaged one is reported before long work begins.
 
     Args:
-        images: A folder, a file or a PIL image, or a sequence of these, in the order given.
+        images: A folder, a file, a PIL image or a dataset file of kohya's (.toml), or a sequence of
+            these, in the order given.
         prompt: The caption of pictures that have none; None if all must have one.
         regularization: The pictures are for prior preservation, all of them. Otherwise those of a
             kohya folder's ``reg/`` are.
@@ -125,11 +127,13 @@ class _Intake:
 
     def _take_path(self, path: Path) -> None:
         if path.is_dir():
-            self._take_folder(path)
+            self._take_found(find_pictures(path), path)
         elif not path.exists():
             raise InputError(f"there is no folder or file {path}")
+        elif path.suffix.lower() == ".toml":
+            self._take_found(find_in_toml(path), path.parent)
         elif path.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{path} is not a {list_formats()} file")
+            raise InputError(f"{path} is not a {list_formats()} or .toml file")
         else:
             folder = path.parent
             if folder not in self._rows:
@@ -138,8 +142,7 @@ class _Intake:
             self._add(locate(path, rows), folder)
             self.masked += [path] if key(path) in rows.masks else []
 
-    def _take_folder(self, folder: Path) -> None:
-        found = find_pictures(folder)
+    def _take_found(self, found: Found, folder: Path) -> None:
         for located in found.pictures:
             self._add(located, folder)
         if found.skipped:

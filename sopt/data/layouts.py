@@ -68,10 +68,10 @@ def find_pictures(folder: Path) -> Found:
         if _has_kohya_folders(folder):
             return _find_kohya(folder)
         if train.is_dir():
-            found = _find_flat(train, _entries(train), read_rows(train))
+            found = find_flat(train)
             found.skipped += [entry for entry in entries if entry != train]
             return found
-    return _find_flat(folder, entries, rows)
+    return find_flat(folder)
 
 
 def locate(path: Path, rows: Rows) -> Located:
@@ -80,7 +80,9 @@ def locate(path: Path, rows: Rows) -> Located:
     return Located(path, read_caption(beside) if beside else rows.captions.get(key(path)))
 
 
-def _find_flat(folder: Path, entries: list[Path], rows: Rows) -> Found:
+def find_flat(folder: Path) -> Found:
+    """The pictures of a folder without folders of its own, with the captions beside them."""
+    entries, rows = _entries(folder), read_rows(folder)
     masks = {key(mask) for mask in rows.masks.values()}
     for name, path in rows.files.items():
         if not path.is_file():
@@ -114,7 +116,7 @@ def _find_kohya(folder: Path, regularization: bool = False) -> Found:
                 f"the repeats in the name of the folder {entry} must be in "
                 f"[1, {MOST_REPEATS}), got {repeats}"
             )
-        inside = _find_flat(entry, _entries(entry), read_rows(entry))
+        inside = find_flat(entry)
         inside.pictures = [
             replace(
                 picture,
