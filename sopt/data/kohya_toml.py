@@ -1,4 +1,4 @@
-"""The dataset file of kohya's scripts: folders of pictures, with repeats and class words of each."""
+"""The dataset file of kohya's scripts: folders of pictures, with repeats and class words."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def find_in_toml(path: Path) -> Found:
     """The pictures of every ``[[datasets.subsets]]``, in their order.
 
     Of a subset these settings count, where they may also stand in its dataset or in ``[general]``:
-    ``image_dir`` (from the file's folder), ``class_tokens``, the caption of pictures that have no
-    other, ``num_repeats``, ``is_reg``, and ``caption_extension``. Masks in ``conditioning_data_dir``
-    are not used, and what says how to train is not read: that is this run's own settings.
+    ``image_dir`` (from the file's folder), ``class_tokens``, the caption of pictures without one of
+    their own, ``num_repeats``, ``is_reg``, ``caption_extension``. Masks (``conditioning_data_dir``)
+    are not used, and what says how to train is not read: those are this run's own settings.
 
     Raises:
         InputError: The file is not TOML or has no subset, or a setting will not do.
