@@ -3,9 +3,9 @@
     python -m bench.full_size_run [--model sd15] [--budget 2GiB] [--steps 20] [--rounds 3]
 
 First the run, of random weights at the model's own size, ratio 0.5, one direction a zeroth-order
-step and as many steps of either kind, with the polled peak of the
-process's anonymous resident memory beside the peaks of its tensors and the plan's predictions;
-sampling, whose memory does not depend on the number of denoising steps, takes two of them. Then
+step and as many steps of either kind, with the peak of the process's anonymous resident memory
+beside the peaks of its tensors and the plan's predictions; sampling, whose memory does not depend
+on the number of denoising steps, takes two of them. Then
 the time of its steps beside those of plain code in the same process: diffusers' U-Net with a peft
 adapter in float32, checkpointing as the run had it, MeZO's perturbations. The kinds of step take
 turns; figures are medians.
@@ -17,10 +17,8 @@ import argparse
 import gc
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ import sopt
 from sopt.config import TrainConfig
 from sopt.data import load_pictures
 from sopt.files import write_json
-from sopt.memory import MemoryRecorder, anonymous_resident_bytes
+from sopt.memory import MemoryRecorder
 from sopt.models import LORA_TARGETS, Model, open_model
 from sopt.steps.loss import Sample, diffusion_loss
 from sopt.training import Training
@@ -40,7 +38,6 @@ from sopt.training import Training
 from . import mezo_reference
 
 MIB = 2**20
-SECONDS_BETWEEN_POLLS = 0.02
 FRAMEWORKS = {"plain float32": torch.float32, "plain bfloat16": torch.bfloat16}
 
 
@@ -78,24 +75,6 @@ class PlainTrainer:
         mezo_reference.update(self._trained, 1, g, 1e-6, 0.0)
 
 
-@contextmanager
-def polled_resident_peak() -> Iterator[list[int]]:
-    """A list that ends with the largest anonymous resident memory seen meanwhile, in bytes."""
-    seen, stop = [anonymous_resident_bytes() or 0], threading.Event()
-
-    def poll() -> None:
-        while not stop.wait(SECONDS_BETWEEN_POLLS):
-            seen.append(max(seen.pop(), anonymous_resident_bytes() or 0))
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        stop.set()
-        thread.join()
-
-
 def make_pictures(folder: Path, side: int) -> None:
     folder.mkdir()
     for k in range(4):
@@ -119,19 +98,16 @@ def run(name: str, budget: str | None, steps: int, work: Path) -> dict[str, Any]
     }
     plan = {k: v for k, v in settings.items() if k not in ("images", "output", "prompt", "steps")}
     predicted = next(row for row in sopt.plan(method="selective", **plan) if row.fits)
-    at_start = anonymous_resident_bytes() or 0
-    with polled_resident_peak() as resident:
-        result = sopt.train(
-            **settings, weights=predicted.weights, checkpointing=predicted.checkpointing,
-            samples=False,
+    result = sopt.train(
+        **settings, weights=predicted.weights, checkpointing=predicted.checkpointing, samples=False
+    )
+    with MemoryRecorder(torch.device("cpu")) as memory, memory.phase("sample"):
+        sopt.generate(
+            f"random:{name}", result.output, prompt="a sks dog", steps=2,
+            weights=predicted.weights, low_memory=True,
         )  # fmt: skip
-        peaks = {k: v for k, v in result.memory.items() if isinstance(v, int)}
-        with MemoryRecorder(torch.device("cpu")) as memory, memory.phase("sample"):
-            sopt.generate(
-                f"random:{name}", result.output, prompt="a sks dog", steps=2,
-                weights=predicted.weights, low_memory=True,
-            )  # fmt: skip
-    peaks["sample"] = memory.peaks["sample"]
+    peaks = {k: v for k, v in result.memory.items() if isinstance(v, int)} | memory.peaks
+    process = result.memory["process_anonymous"]
     seconds = {
         branch: statistics.median(s)
         for branch in ("bp", "zo")
@@ -145,8 +121,8 @@ def run(name: str, budget: str | None, steps: int, work: Path) -> dict[str, Any]
         "seconds": seconds,
         "peaks": peaks,
         "predicted": predicted.phases,
-        "resident_at_start": at_start,
-        "resident_peak": resident[-1],
+        "resident_at_start": process["at_start"],
+        "resident_peak": max(*process.values(), *memory.process.values()),
     }
 
 

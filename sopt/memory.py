@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,14 +127,17 @@ class MemoryRecorder:
         self.peaks: dict[str, int] = {}
         self.process: dict[str, int] = {}
         self._live: LiveStorage | None = None
+        self._watch = _ResidentWatch()
         if (resident := anonymous_resident_bytes()) is not None:
             self.process["at_start"] = resident
 
     def __enter__(self) -> MemoryRecorder:
+        self._watch.start()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self._stop_counting()
+        self._watch.stop()
 
     @contextlib.contextmanager
     def phase(self, name: str, measured: bool = True) -> Iterator[None]:
@@ -149,6 +153,7 @@ class MemoryRecorder:
             self._count_from_here()
         else:
             self._stop_counting()
+        self._watch.restart()
         try:
             yield
         except (OverBudget, torch.OutOfMemoryError) as error:
@@ -157,7 +162,7 @@ class MemoryRecorder:
             self._raise_to(self.peaks, name, torch.cuda.max_memory_allocated(self.device))
         elif self._live is not None:
             self._raise_to(self.peaks, name, self._live.peak)
-        if (resident := anonymous_resident_bytes()) is not None:
+        if (resident := self._watch.peak()) is not None:
             self._raise_to(self.process, name, resident)
             if self._budget and self._budget.of_process and resident > self._budget.bytes:
                 raise InputError(self._too_much(name, OverBudget(resident)))
@@ -176,7 +181,7 @@ class MemoryRecorder:
 
     def summary(self) -> dict[str, Any]:
         """What ``memory.json`` holds: peak bytes by phase, and under ``process_anonymous`` the
-        process's anonymous resident bytes, at the start and the highest seen at a phase's end."""
+        process's anonymous resident bytes, at the start and the highest seen in each phase."""
         return {**self.peaks, "process_anonymous": dict(self.process)}
 
     def _count_from_here(self) -> None:
@@ -194,6 +199,39 @@ class MemoryRecorder:
     @staticmethod
     def _raise_to(figures: dict[str, int], name: str, value: int) -> None:
         figures[name] = max(value, figures.get(name, 0))
+
+
+class _ResidentWatch:
+    """The highest anonymous resident memory of the process, looked at every ``INTERVAL`` seconds."""
+
+    INTERVAL = 0.02
+
+    def __init__(self) -> None:
+        self._highest = 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="resident memory", daemon=True)
+
+    def start(self) -> None:
+        if anonymous_resident_bytes() is not None:
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def restart(self) -> None:
+        """Forget what was seen."""
+        self._highest = 0
+
+    def peak(self) -> int | None:
+        """The highest since the last restart; None where the system does not say."""
+        now = anonymous_resident_bytes()
+        return None if now is None else max(now, self._highest)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self.INTERVAL):
+            self._highest = max(self._highest, anonymous_resident_bytes() or 0)
 
 
 def anonymous_resident_bytes() -> int | None:

@@ -1,6 +1,7 @@
 """Peak memory against sums that can be done by hand."""
 
 import json
+import time
 import weakref
 
 import pytest
@@ -198,3 +199,17 @@ def test_tensors_without_storage_do_not_count():
     del kept
     with LiveStorage() as live:
         assert live.bytes == counted
+
+
+def test_the_process_is_watched_within_a_phase():
+    with MemoryRecorder(torch.device("cpu")) as memory:
+        if "at_start" not in memory.process:
+            pytest.skip("the system does not tell resident memory")
+        with memory.phase("a"):
+            block = torch.ones(32 << 20)  # 128 MiB, gone at the phase's end
+            time.sleep(0.2)
+            del block
+        with memory.phase("b"):
+            pass
+    assert memory.process["a"] - memory.process["at_start"] >= 120 << 20
+    assert memory.process["a"] - memory.process["b"] >= 100 << 20
