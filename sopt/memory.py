@@ -202,7 +202,7 @@ class MemoryRecorder:
 
 
 class _ResidentWatch:
-    """The highest anonymous resident memory of the process, looked at every ``INTERVAL`` seconds."""
+    """The highest anonymous resident memory of the process, read every ``INTERVAL`` seconds."""
 
     INTERVAL = 0.02
 
