@@ -20,21 +20,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .adapters import adapter_files, save_adapter
 from .budget import Budget, process_bound, readable
 from .checkpoint import Checkpoint, History, fingerprint, optimizer_state
 from .config import TrainConfig
 from .data import Picture, describe_pictures, load_pictures
 from .errors import InputError
-from .export import save_diffusers_lora, save_kohya_lora
 from .files import check_writable, write_bytes, write_json, write_text
 from .memory import MemoryRecorder, anonymous_resident_bytes
-from .models import LORA_TARGETS, Model, open_model
+from .models import Model, open_model
 from .resolution import resolve
 from .run_folder import Run, RunFolder, picture_fingerprint
 from .sampling import generate, png_bytes
 from .schedules import make_schedule
 from .steps.seeds import Tag, integer, seed64, uniform
-from .training import Training
+from .token.words import check_captions, learn_word
+from .training import frozen_networks, make_training
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +73,10 @@ def train(**settings: Any) -> Run:
     config = TrainConfig.create(**settings)
     pictures = _load_pictures(config)
     model = open_model(config.model)
+    config = TrainConfig.create(family=model.family, **settings)
     config = _settle(resolve(config, model), model, pictures)
-    weights = getattr(torch, str(config.weights))
+    if config.train == "token":
+        check_captions(config, learn_word(config, model), pictures)
     subjects, priors = (
         [picture for picture in pictures if picture.regularization == regularization]
         for regularization in (False, True)
@@ -84,11 +87,11 @@ def train(**settings: Any) -> Run:
     }
     if callable(config.schedule):
         identity["schedule_values"] = _schedule_fingerprint(config, model.num_train_timesteps)
-    with contextlib.closing(RunFolder(config.output)) as folder:
+    with contextlib.closing(RunFolder(config.output, adapter_files(config, model))) as folder:
         previous = folder.previous(identity, config.resume)
         if previous is not None and folder.finished(previous, config):
             logger.info("the run in %s is finished already", folder.path)
-            previous.check_weights(fingerprint(model.load("unet", weights)))
+            previous.check_weights(fingerprint(*frozen_networks(config, model)))
         else:
             del previous  # else its tensors would be in memory all along
             check_writable(config.output)
@@ -121,7 +124,7 @@ def _run(
     with MemoryRecorder(torch.device(str(config.device)), budget) as memory:
         adapter = _optimize(config, model, pictures, folder, identity, memory)
         with memory.phase("save"):
-            _save_adapter(config, model, adapter, folder)
+            save_adapter(config, model, adapter)
         if config.samples:
             with memory.phase("sample"):
                 _draw_samples(config, folder)
@@ -137,7 +140,7 @@ def _optimize(
     memory: MemoryRecorder,
 ) -> dict[str, Tensor]:
     """Cache and train; returns the adapter on the CPU, with all else gone from memory."""
-    training = Training(config, model, pictures, memory)
+    training = make_training(config, model, pictures, memory)
     adapter, optimizer, weights = training.adapter, training.optimizer, training.fingerprint()
     schedule = make_schedule(config.schedule, config.steps, model.num_train_timesteps)
     skipped = {"bp": 0, "zo": 0}
@@ -146,6 +149,7 @@ def _optimize(
     previous = folder.previous(identity, config.resume)  # again: nobody writes any more
     if previous is not None:
         previous.restore(adapter, optimizer, weights)
+        training.load_state(previous.steps)
         start, skipped = previous.step, dict(previous.skipped)
         logger.info("continuing the run in %s after step %d", folder.path, start)
         memory.peaks |= {k: max(v, memory.peaks.get(k, 0)) for k, v in previous.peaks.items()}
@@ -159,7 +163,7 @@ def _optimize(
     ):
         for i in progress:
             started = time.perf_counter()
-            t = integer(seed64(config.seed, i, 0, Tag.TIMESTEP), 0, model.num_train_timesteps)
+            t = _timestep(config, i)
             p_zo = schedule(i, t)
             zo = uniform(seed64(config.seed, i, 0, Tag.BRANCH)) < p_zo  # p is that of ZO-high
             branch = "zo" if zo else "bp"
@@ -180,7 +184,16 @@ def _optimize(
             if i % config.checkpoint_every == 0 or i == config.steps or stop:
                 history.flush()
                 state = optimizer_state(adapter, optimizer)
-                checkpoint = Checkpoint(i, identity, skipped, memory.peaks, weights, adapter, state)
+                checkpoint = Checkpoint(
+                    i,
+                    identity,
+                    skipped,
+                    memory.peaks,
+                    weights,
+                    adapter,
+                    state,
+                    training.state(),
+                )
                 checkpoint.save(folder.checkpoint)
             if stop:
                 raise KeyboardInterrupt
@@ -195,26 +208,9 @@ def _optimize(
     return training.trained()
 
 
-def _save_adapter(
-    config: TrainConfig, model: Model, adapter: dict[str, Tensor], folder: RunFolder
-) -> None:
-    assert config.resolution is not None
-    save_diffusers_lora(folder.adapter, adapter, config.rank, config.rank, LORA_TARGETS)
-    save_kohya_lora(
-        folder.kohya,
-        adapter,
-        config.rank,
-        config.rank,
-        prompt=config.prompt,
-        resolution=config.resolution,
-        prediction_type=model.prediction_type,
-        cross_attention_dim=model.configs["unet"]["cross_attention_dim"],
-    )
-
-
 def _draw_samples(config: TrainConfig, folder: RunFolder) -> None:
     """The same picture, from the same noise, without and with the adapter."""
-    for path, adapter in ((folder.before, None), (folder.after, folder.adapter)):
+    for path, adapter in ((folder.before, None), (folder.after, folder.adapters[0])):
         (picture,) = generate(
             config.model,
             adapter,
@@ -251,12 +247,19 @@ def _schedule_fingerprint(config: TrainConfig, num_timesteps: int) -> str:
     schedule = make_schedule(config.schedule, config.steps, num_timesteps)
     digest = hashlib.blake2b(digest_size=16)
     for i in range(1, config.steps + 1):
-        t = integer(seed64(config.seed, i, 0, Tag.TIMESTEP), 0, num_timesteps)
+        t = _timestep(config, i)
         p_zo = schedule(i, t)
         if not isinstance(p_zo, (int, float)) or not 0 <= p_zo <= 1:
             raise InputError(f"schedule({i}, {t}) must be a number in [0, 1], got {p_zo!r}")
         digest.update(f"{float(p_zo)!r}\n".encode())
     return digest.hexdigest()
+
+
+def _timestep(config: TrainConfig, step: int) -> int:
+    """The timestep of a step: any from ``min_timestep`` to ``max_timestep``, with equal chances."""
+    assert config.max_timestep is not None
+    seed = seed64(config.seed, step, 0, Tag.TIMESTEP)
+    return integer(seed, config.min_timestep, config.max_timestep + 1)
 
 
 def _show(progress: tqdm, branch: str, loss: float | None, memory: MemoryRecorder) -> None:
