@@ -73,7 +73,8 @@ def load_token(file: Path) -> LearnedToken | None:
         token, found = (file.stem if key in _KOHYA else key), [row]
     else:
         return None
-    found = [row[None] if row.dim() == 1 else row for row in found]
-    if any(row.dim() != 2 or len(row) != len(found[0]) for row in found):
+    if any(row.dim() != 2 for row in found):
+        return None
+    if any(len(row) != len(found[0]) for row in found):
         raise InputError(f"adapter: {file} must have as many vectors for each text encoder")
     return LearnedToken(token, {e: row.float() for e, row in zip(ENCODERS, found, strict=False)})
