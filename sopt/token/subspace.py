@@ -85,7 +85,8 @@ def low_variance_directions(tokens: Tensor, nu: float) -> Tensor:
     buffer = tokens.cpu().double()  # float32 would leave P orthonormal to 1e-6 only
     centred = buffer - buffer.mean(dim=0)
     deviation = buffer.std(dim=0, correction=0)
-    centred /= torch.where(deviation > 0, deviation, 1)
+    still = len(buffer) * torch.finfo(buffer.dtype).eps * buffer.abs().amax(dim=0)  # of the mean
+    centred /= torch.where(deviation > still, deviation, 1)
     _, sizes, directions = torch.linalg.svd(centred, full_matrices=False)
     variances = sizes.square()
     shares = variances.cumsum(0) / variances.sum()
