@@ -59,7 +59,8 @@ class TrainConfig(TokenSettings):
     ``tiny``, one run a value: at ``lr`` 5e-4 a subject is learned more slowly, at 3e-3 the loss at
     high timesteps rises; ``zo_lr`` 0.1 and 0.2 lower that loss, 0.4 does not, 1 raises it and 10
     destroys the adapter. ``eps`` and ``num_perturbations`` were not searched. Rank 4, the
-    schedule's constants, the ratios and 1000 steps are the paper's.
+    schedule's constants, the ratios and 1000 steps are the paper's. With ``train="token"`` these
+    and other defaults are ZOODiP's: :mod:`sopt.token.settings`.
 
     Example:
         >>> config = TrainConfig.create(images="dog", prompt="a sks dog", output="runs/dog")

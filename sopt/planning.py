@@ -129,6 +129,7 @@ def choose(
     if budget.of_process:
         needed = process_bound(needed, anonymous_resident_bytes())
     smaller: dict[str, Any] = {"weights": "bfloat16", "checkpointing": True, "low_res_ratio": 0.5}
+    smaller["perturbation_batch"] = 1
     for name, value in smaller.items():
         if getattr(config, name) in (None, value):
             continue

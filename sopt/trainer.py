@@ -1,7 +1,7 @@
-"""``train``: personalize a text-to-image model by selective optimization.
+"""``train``: personalize a text-to-image model, a LoRA adapter or the embedding of a new word.
 
 Phases, each with no more in memory than it needs: load and cache (text encoder, then VAE), train
-(U-Net and adapter), save, sample.
+(U-Net and adapter; for a token the text encoders too), save, sample.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(**settings: Any) -> Run:
-    """Train a LoRA adapter on pictures of a subject and write it to a run folder.
+    """Train a LoRA adapter, or a token, on pictures of a subject and write it to a run folder.
 
     A step is either backprop on reduced pictures (AdamW, gradient checkpointing) or zeroth-order on
     full-size ones (forward passes only, SGD); the schedule says how likely each is. The same
@@ -64,7 +64,8 @@ def train(**settings: Any) -> Run:
     Source:
         arXiv 2507.10029: low-resolution backprop and high-resolution zeroth-order steps, chosen by
         a dynamic timestep-aware probability. Its Algorithm 1 prints the two branches the other way
-        round; this is the reading of its equations and text.
+        round; this is the reading of its equations and text. ``method="textual-inversion"``:
+        ZOODiP, arXiv 2503.14868.
 
     Example:
         >>> run = train(images="photos/dog", prompt="a sks dog", output="runs/dog")
@@ -210,11 +211,17 @@ def _optimize(
 
 def _draw_samples(config: TrainConfig, folder: RunFolder) -> None:
     """The same picture, from the same noise, without and with the adapter."""
-    for path, adapter in ((folder.before, None), (folder.after, folder.adapters[0])):
+    known = config.prompt  # to the model alone
+    if config.token is not None and config.initializer is not None:
+        known = known.replace(config.token, config.initializer)
+    for path, adapter, prompt in (
+        (folder.before, None, known),
+        (folder.after, folder.adapters[0], config.prompt),
+    ):
         (picture,) = generate(
             config.model,
             adapter,
-            prompt=config.prompt,
+            prompt=prompt,
             seed=config.seed,
             resolution=config.resolution,
             device=config.device,
