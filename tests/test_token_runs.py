@@ -19,8 +19,8 @@ from sopt.token.settings import check_tau
 from sopt_kernels import noise
 
 TOKEN = "<x>"
-# With seed 6 the steps of a selective run are bp, zo, bp, zo.
-BRANCHES = ["bp", "zo", "bp", "zo", "zo"]
+# With seed 6 the steps of a selective run: 1, 3, 1, 3 and 1 losses.
+BRANCHES = ["bp", "zo", "bp", "zo", "bp"]
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def crash_at(patch, number):
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("at", [2, 6, 10])
+@pytest.mark.parametrize("at", [2, 6, 9])
 def test_a_crashed_run_continues_to_the_same_bits(settings, tmp_path, monkeypatch, at):
     settings |= SELECTIVE
     whole = sopt.train(**settings | {"output": str(tmp_path / "whole")})
@@ -82,7 +82,7 @@ def test_a_crashed_run_continues_to_the_same_bits(settings, tmp_path, monkeypatc
     calls = crash_at(monkeypatch, 0)
     run = sopt.train(**settings)
     if at > 6:
-        assert len(calls) < 11  # 1 + 3 + 1 + 3 + 3: it went on rather than began again
+        assert len(calls) == 1  # it went on rather than began again
     assert token_bytes(run) == token_bytes(whole)
     assert timeless(run.history) == timeless(whole.history)
     assert sopt.train(**settings).adapter == run.adapter  # finished: returned as it is
