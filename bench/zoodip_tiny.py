@@ -3,10 +3,10 @@
 
 The bundled model learns a word for a new subject from five pictures whose captions name all but
 the subject and no class, by ZOODiP's steps: with and without its subspace gradient (SG) and its
-partial uniform timestep sampling (PUTS), each variant with the same forwards, and by backprop as
-the bound. The word starts as the subject's class; "before" is the model with that class. The judge
-scores 32 pictures of the word alone. A loss curve is the mean of a moving average over the seeds;
-those with PUTS are of other timesteps than those without.
+partial uniform timestep sampling (PUTS), each variant with the same forwards. The word starts as
+the subject's class; "before" is the model with that class. The judge scores 32 pictures of the word
+alone. A loss curve is the mean of a moving average over the seeds; those with PUTS are of other
+timesteps than those without.
 """
 
 from __future__ import annotations
@@ -31,10 +31,16 @@ from sopt.tiny.scenes import BACKGROUNDS, Subject, place, random_subject, surrou
 TOKEN = "<subject>"
 STEPS = 3000
 SEEDS = (0, 1, 2)
-# The recipe's own values but for the sizes of perturbation and step: an element of the bundled
-# model's word embeddings is four to five times as large as one of SD1.5's.
 COMMON: dict[str, Any] = {"weights": "float32", "samples": False, "checkpoint_every": 10**6}
-ZEROTH_ORDER = {"method": "textual-inversion", "num_perturbations": 2, "perturbation_batch": 3}
+# The paper's values but for the sizes of perturbation and step: an element of the bundled model's
+# word embeddings is four to five times as large as one of SD1.5's.
+ZEROTH_ORDER = {
+    "method": "textual-inversion",
+    "num_perturbations": 2,
+    "perturbation_batch": 3,
+    "eps": 5e-3,
+    "zo_lr": 2e-2,
+}
 ALL_TIMESTEPS = {"min_timestep": 0, "max_timestep": 999}
 VARIANTS: dict[str, dict[str, Any]] = {
     "SG and PUTS": {},
