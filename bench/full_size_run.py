@@ -33,7 +33,7 @@ from sopt.files import write_json
 from sopt.memory import MemoryRecorder
 from sopt.models import LORA_TARGETS, Model, open_model
 from sopt.steps.loss import Sample, diffusion_loss
-from sopt.training import Training
+from sopt.training import LoraTraining
 
 from . import mezo_reference
 
@@ -137,7 +137,7 @@ def compare(name: str, checkpointing: bool, rounds: int, work: Path) -> dict[str
     )  # fmt: skip
     pictures = load_pictures(config.images, config.prompt)
     with MemoryRecorder(torch.device("cpu")) as memory:
-        training = Training(config, model, pictures, memory)
+        training = LoraTraining(config, model, pictures, memory)
     low, high = (training.draw(1, 500, s) for s in (config.low_resolution, side))
     calls: dict[str, dict[str, Callable[[], Any]]] = {
         "sopt": {

@@ -33,47 +33,64 @@ class EncodedPicture:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """What a step draws: a picture's latents, the noise on them, and a caption still in words."""
+
+    latents: Tensor
+    noise: Tensor
+    timestep: int
+    caption: str
+    time_ids: Tensor | None
+
+    def sample(self, prompt: Prompt) -> Sample:
+        """The sample, once the caption is encoded."""
+        added = None
+        if prompt.pooled is not None and self.time_ids is not None:
+            added = {"text_embeds": prompt.pooled, "time_ids": self.time_ids}
+        return Sample(self.latents, self.noise, self.timestep, prompt.tokens, added=added)
+
+
+@dataclass(frozen=True)
 class Cache:
     """What the steps draw from."""
 
     pictures: Sequence[Picture]
-    prompts: Mapping[str, Prompt]  # by caption
+    prompts: Mapping[str, Prompt]  # by caption; none where the encoders stay in memory
     encoded: Mapping[int, list[EncodedPicture]]  # every picture, by side in pixels
 
     def draw(self, run_seed: int, step: int, timestep: int, side: int) -> Sample:
         """The sample of a step at one side: a picture, its latents, and the noise on them; and
         one of a picture for prior preservation, if there are any."""
         priors = [i for i, picture in enumerate(self.pictures) if picture.regularization]
-        subjects = [i for i, picture in enumerate(self.pictures) if not picture.regularization]
-        sample = self._draw(subjects, run_seed, step, 0, timestep, side)
+        drawn = self.draw_subject(run_seed, step, timestep, side)
+        sample = drawn.sample(self.prompts[drawn.caption])
         if priors:  # at the timestep on which the step's kind depends, with noise of its own
             prior = self._draw(priors, run_seed, step, 1, timestep, side)
-            sample = replace(sample, prior=prior)
+            sample = replace(sample, prior=prior.sample(self.prompts[prior.caption]))
         return sample
+
+    def draw_subject(self, run_seed: int, step: int, timestep: int, side: int) -> Draw:
+        """The picture of a step at one side, without its prompt."""
+        subjects = [i for i, picture in enumerate(self.pictures) if not picture.regularization]
+        return self._draw(subjects, run_seed, step, 0, timestep, side)
 
     def _draw(
         self, chosen: list[int], run_seed: int, step: int, index: int, timestep: int, side: int
-    ) -> Sample:
+    ) -> Draw:
         pictures = [self.pictures[i] for i in chosen]
         tickets = sum(picture.repeats for picture in pictures)
         draw = integer(seed64(run_seed, step, index, Tag.IMAGE), 0, tickets)
         position = chosen[weighted_index(draw, pictures)]
-        picture, prompt = (
-            self.encoded[side][position],
-            self.prompts[self.pictures[position].caption],
-        )
+        picture = self.encoded[side][position]
         shape, device = tuple(picture.mean.shape), picture.mean.device
         latent_seed = seed64(run_seed, step, index, Tag.VAE_LATENT)
         noise_seed = seed64(run_seed, step, index, Tag.DIFFUSION_NOISE)
-        added = None
-        if prompt.pooled is not None and picture.time_ids is not None:
-            added = {"text_embeds": prompt.pooled, "time_ids": picture.time_ids}
-        return Sample(
+        return Draw(
             latents=picture.sample(noise(shape, latent_seed, "vae_latent", device)),
             noise=noise(shape, noise_seed, "diffusion_noise", device),
             timestep=timestep,
-            prompt=prompt.tokens,
-            added=added,
+            caption=self.pictures[position].caption,
+            time_ids=picture.time_ids,
         )
 
 
@@ -83,15 +100,18 @@ def build_cache(
     sides: Sequence[int],
     dtype: torch.dtype,
     memory: MemoryRecorder,
+    *,
+    captions: bool = True,
 ) -> Cache:
     """Encode the captions, then the pictures at each side; no encoder stays in memory.
 
     Args:
+        captions: Whether the captions are encoded, or the pictures alone.
         dtype: Of the text encoders' weights. The VAE's are float32: SDXL's overflows in float16,
             and in bfloat16 its latents are off by more than a photo's noise.
     """
-    captions = dict.fromkeys(picture.caption for picture in pictures)
-    prompts = encode_prompts(model, list(captions), dtype, memory)
+    texts = dict.fromkeys(picture.caption for picture in pictures) if captions else {}
+    prompts = encode_prompts(model, list(texts), dtype, memory) if texts else {}
     return Cache(pictures, prompts, _encode_pictures(model, pictures, sides, memory))
 
 

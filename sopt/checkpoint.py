@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,17 @@ class Checkpoint:
     settings: dict[str, Any]  # those that the bits depend on, as plain values
     skipped: dict[str, int]  # steps without effect, because not finite, by branch
     peaks: dict[str, int]  # bytes by phase
-    weights: str  # fingerprint of the U-Net that the adapter is for
+    weights: str  # fingerprint of the frozen networks that the adapter is for
     adapter: dict[str, Tensor]  # by canonical name
     optimizer: dict[str, dict[str, Tensor]]  # state of each parameter that has one, by its name
+    steps: dict[str, Tensor] = field(default_factory=dict)  # what the steps keep besides
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         tensors = {f"adapter/{name}": tensor for name, tensor in self.adapter.items()}
         for name, state in self.optimizer.items():
             tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
+        tensors |= {f"steps/{name}": tensor for name, tensor in self.steps.items()}
         content = {
             "step": self.step,
             "settings": self.settings,
@@ -67,16 +69,19 @@ class Checkpoint:
             raise InputError(f"the checkpoint {path} is of another version of sopt; {_REMEDY}")
         adapter: dict[str, Tensor] = {}
         optimizer: dict[str, dict[str, Tensor]] = {}
+        steps: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             match name.split("/"):
                 case ["adapter", parameter]:
                     adapter[parameter] = tensor
                 case ["optimizer", parameter, key]:
                     optimizer.setdefault(parameter, {})[key] = tensor
-        return cls(adapter=adapter, optimizer=optimizer, **content)
+                case ["steps", *parts]:
+                    steps["/".join(parts)] = tensor
+        return cls(adapter=adapter, optimizer=optimizer, steps=steps, **content)
 
     def check_weights(self, weights: str) -> None:
-        """Raise InputError unless ``weights`` is the fingerprint of the U-Net of before."""
+        """Raise InputError unless ``weights`` is the fingerprint of the networks of before."""
         if weights != self.weights:
             raise InputError(
                 "model: its UNet is not that of the run in the output folder; "
@@ -90,38 +95,34 @@ class Checkpoint:
         """Copy the state into a run's adapter and optimizer.
 
         Raises:
-            InputError: ``weights`` is not the fingerprint of the U-Net of before.
+            InputError: ``weights`` is not the fingerprint of the networks of before.
         """
         self.check_weights(weights)
         for name, parameter in adapter.items():
             parameter.copy_(self.adapter[name])
-        state = {
-            i: self.optimizer[name] for i, name in enumerate(adapter) if name in self.optimizer
-        }
-        # Through the optimizer: it knows which entries belong on the parameter's device.
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        restore_optimizer(adapter, optimizer, self.optimizer)
 
 
-def fingerprint(module: torch.nn.Module) -> str:
-    """A name for a network: BLAKE2b over names, shapes and ``SAMPLED`` values of its weights.
+def fingerprint(*networks: torch.nn.Module) -> str:
+    """A name for networks: BLAKE2b over names, shapes and ``SAMPLED`` values of their weights.
 
-    With or without an adapter of ours in it, the name is that of the frozen weights.
+    With or without an adapter or a token of ours in it, the name is that of the frozen weights.
 
     The values are spread over each tensor: reading all of several GiB would take seconds, and
     training a network changes every one of its tensors.
     """
     digest = hashlib.blake2b(digest_size=16)
-    weights = {
-        name.replace(".base_layer.", "."): weight
-        for name, weight in module.named_parameters()
-        if not weight.requires_grad
-    }
-    for name, weight in sorted(weights.items()):
-        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
-        chosen = torch.arange(0, weight.numel(), max(1, weight.numel() // SAMPLED))
-        values = weight.detach()[torch.unravel_index(chosen.to(weight.device), weight.shape)]
-        digest.update(values.float().cpu().numpy().tobytes())
+    for network in networks:
+        weights = {
+            name.replace(".base_layer.", ".").replace(".table.", "."): weight
+            for name, weight in network.named_parameters()
+            if not weight.requires_grad
+        }
+        for name, weight in sorted(weights.items()):
+            digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+            chosen = torch.arange(0, weight.numel(), max(1, weight.numel() // SAMPLED))
+            values = weight.detach()[torch.unravel_index(chosen.to(weight.device), weight.shape)]
+            digest.update(values.float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -130,10 +131,22 @@ def optimizer_state(
 ) -> dict[str, dict[str, Tensor]]:
     """The tensors that ``optimizer`` keeps for each parameter of ``adapter``, by its name."""
     return {
-        name: dict(optimizer.state[parameter])
+        name: {k: v for k, v in optimizer.state[parameter].items() if isinstance(v, Tensor)}
         for name, parameter in adapter.items()
         if parameter in optimizer.state
     }
+
+
+def restore_optimizer(
+    adapter: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    states: Mapping[str, dict[str, Tensor]],
+) -> None:
+    """Give ``optimizer`` the state that :func:`optimizer_state` gave."""
+    state = {i: states[name] for i, name in enumerate(adapter) if name in states}
+    # Through the optimizer: it knows which entries belong on the parameter's device.
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 class History:

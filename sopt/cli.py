@@ -18,7 +18,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from .config import TrainConfig
+from .config import TrainConfig, read_yaml
 from .errors import InputError, nearest
 
 MIB = 2**20
@@ -26,7 +26,7 @@ MIB = 2**20
 GENERATE_HELP = {
     "prompt": "text to draw, with the word that stands for the subject: 'a sks dog on the beach'",
     "model": "'tiny' (bundled), a diffusers folder, a .safetensors file or a hub id",
-    "adapter": "a run's folder, or a LoRA file of diffusers or kohya",
+    "adapter": "a run's folder, a LoRA file of diffusers or kohya, or a token file",
     "seed": "seed of the first picture; the next has the next seed",
     "steps": "denoising steps",
     "guidance": "classifier-free guidance scale",
@@ -70,8 +70,7 @@ def train(options: dict[str, Any]) -> None:
         if len(options.get(name, ())) == 1:
             (options[name],) = options[name]
     if config_file := options.pop("config", None):
-        config = TrainConfig.from_yaml(config_file, **options)
-        options = {each.name: getattr(config, each.name) for each in fields(config)}
+        options = read_yaml(Path(config_file)) | options
     TrainConfig.create(**options)
 
     from .trainer import train as train_run

@@ -7,28 +7,32 @@ repeats a name, a default or a rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from . import checks
 from .budget import Budget
 from .errors import InputError, nearest
+from .token.settings import RULES, TokenSettings, check_token_settings, token_defaults
 
-METHODS = ("selective", "backprop-high", "backprop-low", "zeroth-order")
+METHODS = ("selective", "backprop-high", "backprop-low", "zeroth-order", "textual-inversion")
+TRAIN = ("lora", "token")
 SCHEDULES = ("dtap", "tap", "random", "reversed")
 NOISES = ("gaussian", "rademacher")
 RESUME = ("auto", "never")
 WEIGHTS = ("float32", "bfloat16", "float16")
 
-# The methods that are the selective trainer with a constant schedule and a resolution.
-_IMPLIED: dict[str, dict[str, float]] = {
+# The methods that are the selective trainer with a constant schedule, a resolution, or a token.
+_IMPLIED: dict[str, dict[str, Any]] = {
     "selective": {},
     "backprop-high": {"schedule": 0.0, "low_res_ratio": 1.0},
     "backprop-low": {"schedule": 0.0},
     "zeroth-order": {"schedule": 1.0},
+    "textual-inversion": {"schedule": 1.0, "train": "token"},
 }
 
 # Settings that say where and when the files are written; no bit of the adapter depends on them.
@@ -47,7 +51,7 @@ def _help(text: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(TokenSettings):
     """The settings of a run; make one with :meth:`create`, which checks them.
 
     ``lr``, ``zo_lr``, ``eps`` and ``num_perturbations`` are not published for the method
@@ -55,7 +59,8 @@ class TrainConfig:
     ``tiny``, one run a value: at ``lr`` 5e-4 a subject is learned more slowly, at 3e-3 the loss at
     high timesteps rises; ``zo_lr`` 0.1 and 0.2 lower that loss, 0.4 does not, 1 raises it and 10
     destroys the adapter. ``eps`` and ``num_perturbations`` were not searched. Rank 4, the
-    schedule's constants, the ratios and 1000 steps are the paper's.
+    schedule's constants, the ratios and 1000 steps are the paper's. With ``train="token"`` these
+    and other defaults are ZOODiP's: :mod:`sopt.token.settings`.
 
     Example:
         >>> config = TrainConfig.create(images="dog", prompt="a sks dog", output="runs/dog")
@@ -78,6 +83,13 @@ class TrainConfig:
         ),
     )
     method: str = field(default="selective", metadata=_help(f"one of {', '.join(METHODS)}"))
+    train: str = field(
+        default="lora",
+        metadata=_help(
+            "what is trained: lora (of the U-Net), or token (textual inversion: the embedding of a "
+            "new word)"
+        ),
+    )
     steps: int = field(default=1000, metadata=_help("training steps, at least 1"))
     seed: int = field(
         default=0, metadata=_help("seed of all the run's random draws, in [0, 2**64)")
@@ -138,7 +150,13 @@ class TrainConfig:
         default=1e-2, metadata=_help("size of the zeroth-order perturbation, above 0")
     )
     num_perturbations: int = field(
-        default=4, metadata=_help("two-sided perturbations per zeroth-order step, at least 1")
+        default=4, metadata=_help("random directions per zeroth-order step, at least 1")
+    )
+    min_timestep: int = field(
+        default=0, metadata=_help("first of the timesteps that steps draw from, evenly")
+    )
+    max_timestep: int | None = field(
+        default=None, metadata=_help("last of them; the scheduler's own last if not given")
     )
     noise: str = field(
         default="gaussian", metadata=_help(f"noise of the perturbations: {' or '.join(NOISES)}")
@@ -180,8 +198,11 @@ class TrainConfig:
     )
 
     @classmethod
-    def create(cls, **settings: Any) -> TrainConfig:
+    def create(cls, *, family: str = "sd15", **settings: Any) -> TrainConfig:
         """Checked settings; those not given get their default, or what ``method`` implies.
+
+        With ``train="token"`` several defaults are those of a preset, which depends on the family
+        of models: sd15, sd21 or sdxl.
 
         Pass what the user set and nothing else: a schedule given beside a method that has its own
         is refused rather than ignored.
@@ -197,14 +218,19 @@ class TrainConfig:
         for name, setting in known.items():
             if name not in settings and setting.default is MISSING:
                 raise InputError(f"{name} is missing: {setting.metadata['help']}")
-        method = _choice("method", settings.get("method", "selective"), METHODS)
+        method = checks.choice("method", settings.get("method", "selective"), METHODS)
         checked = {name: _checked(name, value) for name, value in settings.items()}
         for name, implied in _IMPLIED[method].items():
             if checked.setdefault(name, implied) != implied:
                 raise InputError(
                     f"{name}={settings[name]!r} does not go with method={method!r}, "
-                    f"which means {name}={implied:g}"
+                    f"which means {name}={implied if isinstance(implied, str) else f'{implied:g}'}"
                 )
+        if checked.get("train", "lora") == "token":
+            if method == "textual-inversion" and "int8" in WEIGHTS:
+                checked["weights"] = checked.get("weights") or "int8"
+            checked = token_defaults(checked, family) | checked
+        check_token_settings(checked)
         if checked.get("prior_prompt") is not None and checked.get("prior_images") is None:
             raise InputError(
                 f"prior_prompt={checked['prior_prompt']!r} does not go without prior_images"
@@ -241,6 +267,8 @@ class TrainConfig:
 
 def _checked(name: str, value: Any) -> Any:
     """``value`` in the type of the setting ``name``, or an InputError naming the rule."""
+    if name in RULES:
+        return RULES[name](value)
     match name:
         case "prior_images" | "prior_prompt" | "min_snr" if value is None:
             return None
@@ -254,42 +282,45 @@ def _checked(name: str, value: Any) -> Any:
             return str(value)
         case "model":
             return str(value) if isinstance(value, Path) else value
+        case "train":
+            return checks.choice(name, value, TRAIN)
         case "images" | "prior_images":
             if isinstance(value, (list, tuple)) and not value:
                 raise InputError(f"{name} must name at least one picture, got an empty list")
             return value
         case "method":
-            return _choice(name, value, METHODS)
+            return checks.choice(name, value, METHODS)
         case "noise":
-            return _choice(name, value, NOISES)
+            return checks.choice(name, value, NOISES)
         case "resume":
-            return _choice(name, value, RESUME)
+            return checks.choice(name, value, RESUME)
         case "steps" | "rank" | "num_perturbations" | "checkpoint_every":
-            return _integer(name, value, 1, 2**32)
+            return checks.integer(name, value, 1, 2**32)
         case "seed":
-            return _integer(name, value, 0, 2**64)
+            return checks.integer(name, value, 0, 2**64)
+        case "min_timestep":
+            return checks.integer(name, value, 0, 2**32)
+        case "max_timestep":
+            return None if value is None else checks.integer(name, value, 0, 2**32)
         case "resolution":
-            return None if value is None else _integer(name, value, 1, 2**16)
+            return None if value is None else checks.integer(name, value, 1, 2**16)
         case "low_res_ratio":
-            ratio = _number(name, value)
+            ratio = checks.number(name, value)
             if not 0 < ratio <= 1:
                 raise InputError(f"low_res_ratio must be in (0, 1], got {value!r}")
             return ratio
         case "lr" | "eps" | "min_snr" | "prior_weight":
-            number = _number(name, value)
-            if number <= 0:
-                raise InputError(f"{name} must be above 0, got {value!r}")
-            return number
+            return checks.positive(name, value)
         case "zo_lr":
-            return _number(name, value)
+            return checks.number(name, value)
         case "schedule":
             return _schedule(value)
         case "weights":
-            return None if value is None else _choice(name, value, WEIGHTS)
+            return None if value is None else checks.choice(name, value, WEIGHTS)
         case "samples":
-            return _boolean(name, value)
+            return checks.boolean(name, value)
         case "checkpointing":
-            return None if value is None else _boolean(name, value)
+            return None if value is None else checks.boolean(name, value)
         case "memory_budget":
             if value is not None:
                 Budget.parse(value)
@@ -314,37 +345,6 @@ def _schedule(value: Any) -> Any:
     if not 0 <= share <= 1:
         raise InputError(f"a schedule that is a number must be in [0, 1], got {value!r}")
     return share
-
-
-def _choice(name: str, value: Any, known: Sequence[str]) -> str:
-    if value not in known:
-        raise InputError(f"unknown {name} {value!r}: {nearest(value, known)}")
-    return value
-
-
-def _integer(name: str, value: Any, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < high:
-        raise InputError(f"{name} must be a whole number in [{low}, {high}), got {value!r}")
-    return value
-
-
-def _boolean(name: str, value: Any) -> bool:
-    known = {"true": True, "false": False}
-    value = known.get(str(value).lower(), value)
-    if not isinstance(value, bool):
-        raise InputError(f"{name} must be true or false, got {value!r}")
-    return value
-
-
-def _number(name: str, value: Any) -> float:
-    # YAML 1.1 reads 1e-3, without a dot, as text: so text that is a number counts as one.
-    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            if math.isfinite(number := float(value)):
-                return number
-        except ValueError:
-            pass
-    raise InputError(f"{name} must be a finite number, got {value!r}")
 
 
 def _plain(value: Any) -> Any:

@@ -51,7 +51,7 @@ def demo(output: Path, seed: int = 0, steps: int | None = None) -> dict[str, Any
     started = time.monotonic()
     files = [output / "photos" / f"{number:02d}.png" for number in range(1, PHOTOS + 1)]
     grid = output / "grid.png"
-    settings = {
+    settings: dict[str, Any] = {
         "model": "tiny",
         "images": [str(file) for file in files],
         "prompt": "a sks subject",

@@ -16,9 +16,11 @@ from .errors import InputError
 from .files import load_tensors
 from .models import Model, open_model
 from .models.adapter import load_adapter
+from .models.added_tokens import add_rows, add_tokens
 from .models.batches import take_one_at_a_time
 from .models.forwards import speed_up_forwards
 from .models.kinds import build_on_meta
+from .token.files import LearnedToken, load_token
 
 TILE = 32  # side, in latent elements, of the tiles that large pictures are decoded in
 VAE_ENCODER = ("encoder", "quant_conv")  # not needed for decoding
@@ -44,6 +46,10 @@ def draw(
     device = resolve_device(device)
     opened = open_model(model)
     side = _side(opened, resolution)
+    token = None if adapter is None else load_token(adapter)
+    if adapter is not None and token is not None:
+        _check_token(adapter, token, opened, adapter_scale)
+        adapter = None
     if adapter is not None:
         unet = build_on_meta(opened.kind, "unet", opened.configs["unet"])
         _check_fit(adapter, unet)  # by the shapes alone, before anything is loaded
@@ -54,6 +60,7 @@ def draw(
         low_memory=low_memory,
         adapter=adapter,
         adapter_scale=adapter_scale,
+        token=token,
     )
     texts = stages.encode(prompt, negative_prompt, guided=guidance > 1)
     batches = [seeds[i : i + batch_size] for i in range(0, len(seeds), batch_size)]
@@ -75,6 +82,7 @@ class Stages:
     low_memory: bool
     adapter: Path | None = None
     adapter_scale: float = 1.0
+    token: LearnedToken | None = None
 
     @torch.no_grad()
     def encode(
@@ -85,6 +93,12 @@ class Stages:
         for encoder, tokenizer in self.model.kind.tokenizers.items():
             components[encoder] = self._load(encoder)
             components[tokenizer] = self.model.tokenizer(tokenizer)
+            if self.token is not None:
+                row = self.token.rows[encoder].to(self.device)
+                components[tokenizer], first = add_tokens(
+                    components[tokenizer], self.token.token, len(row)
+                )
+                add_rows(components[encoder], row, first)
         outputs = self.model.pipeline(**components).encode_prompt(
             prompt=prompt,
             device=self.device,
@@ -154,6 +168,21 @@ def _side(model: Model, resolution: int | None) -> int:
             f"in diffusers), got {resolution}"
         )
     return side
+
+
+def _check_token(file: Path, token: LearnedToken, model: Model, adapter_scale: float) -> None:
+    """Raise InputError unless the token is for the model's text encoders."""
+    if adapter_scale != 1:
+        raise InputError(
+            f"adapter_scale={adapter_scale:g} does not go with a token: {file} is textual inversion"
+        )
+    widths = {encoder: row.shape[1] for encoder, row in token.rows.items()}
+    expected = {each: model.configs[each]["hidden_size"] for each in model.kind.tokenizers}
+    if widths != expected:
+        raise InputError(
+            f"adapter: {file} is of another model: its embeddings have the sizes {widths}, "
+            f"this model's text encoders {expected}"
+        )
 
 
 def _check_fit(file: Path, unet: nn.Module) -> None:

@@ -19,7 +19,7 @@ from .memory import MemoryRecorder, anonymous_resident_bytes
 from .models import Model, inject_lora, open_model
 from .resolution import resolve
 from .simulation import simulated, simulated_tensors
-from .training import Training
+from .training import make_training
 
 GUIDANCE = 7.5  # any above 1 has two halves
 
@@ -75,7 +75,10 @@ def plan(model: Any = "tiny", memory_budget: Any = None, **settings: Any) -> lis
         (True, 'sample')
     """
     budget = None if memory_budget is None else Budget.parse(memory_budget)
-    given = {"images": "-", "prompt": "a sks dog", "output": "-", "model": model} | settings
+    given = {"images": "-", "prompt": "a sks dog", "output": "-", "model": model}
+    if settings.get("train") == "token" or settings.get("method") == "textual-inversion":
+        given |= {"prompt": "a <subject>", "token": "<subject>", "initializer": "a"}
+    given |= settings
     configs = _of_each_method(given)
     opened = open_model(model)
     candidates = [c for config in configs for c in variants(resolve(config, opened))]
@@ -126,6 +129,7 @@ def choose(
     if budget.of_process:
         needed = process_bound(needed, anonymous_resident_bytes())
     smaller: dict[str, Any] = {"weights": "bfloat16", "checkpointing": True, "low_res_ratio": 0.5}
+    smaller["perturbation_batch"] = 1
     for name, value in smaller.items():
         if getattr(config, name) in (None, value):
             continue
@@ -141,7 +145,7 @@ def choose(
 
 
 _FASTEST_FIRST = ("backprop-low", "backprop-high", "selective", "zeroth-order")
-assert set(_FASTEST_FIRST) == set(METHODS)
+assert {*_FASTEST_FIRST, "textual-inversion"} == set(METHODS)  # a shorthand for the last
 
 
 def _predict(
@@ -159,7 +163,7 @@ def _predict(
         yield Prediction(
             model=model.name,
             method=config.method,
-            train="lora",
+            train=config.train,
             weights=str(config.weights),
             hollow=None,
             offload="none",
@@ -183,19 +187,23 @@ class _Simulation:
         assert config.resolution is not None
         found: dict[str, int] = {}
         key: tuple[Any, ...]
-        one = replace(config, num_perturbations=1)  # the others repeat the first
+        one = config
+        if config.train == "lora":
+            one = replace(config, num_perturbations=1)  # the others repeat the first
+        trained = (config.train, config.rank, config.num_vectors, config.tau, config.subspace)
         if config.schedule != 0.0:
             zo = replace(one, schedule=1.0, checkpointing=False)
             beside = config.schedule != 1.0  # the state of the optimizer of backprop
-            key = ("zo", zo.resolution, zo.weights, zo.rank, beside)
+            together = (config.estimator, config.perturbation_batch, config.num_perturbations)
+            key = ("zo", zo.resolution, zo.weights, trained, together, beside)
             found |= self._once(key, zo, "train-zo", beside)
         if config.schedule != 1.0:
             low, kept = config.low_resolution, config.checkpointing
             bp = replace(one, schedule=0.0)
-            key = ("bp", low, config.weights, config.rank, kept)
+            key = ("bp", low, config.weights, trained, kept)
             self._raise(found, self._once(key, bp, "train-bp", True))
         if config.samples:
-            key = ("sample", config.resolution, config.weights, config.rank)
+            key = ("sample", config.resolution, config.weights, trained)
             self._raise(found, self._once(key, config, "sample", False))
         return found
 
@@ -214,7 +222,7 @@ class _Simulation:
             if phase == "sample":
                 self._sample(config, memory)
                 return {"sample": memory.peaks["sample"]}
-            training = Training(config, self._model, self._pictures, memory)
+            training = make_training(config, self._model, self._pictures, memory)
             if optimizes:
                 training.make_optimizer_state()
             with memory.phase(phase):
@@ -226,8 +234,10 @@ class _Simulation:
         assert config.resolution is not None
         dtype = getattr(torch, str(config.weights))
         with memory.phase("load"):
+            adapter: dict[str, Any] = {}
+            if config.train == "lora":
+                adapter = inject_lora(self._model.load("unet", dtype), config.rank, config.seed)
             # As it is in memory while it is loaded: in its file's dtype and in the network's.
-            adapter = inject_lora(self._model.load("unet", dtype), config.rank, config.seed)
             loaded = {name: weight.to(dtype) for name, weight in adapter.items()}
         with memory.phase("sample"):
             stages = Stages(self._model, dtype, torch.device("cpu"), low_memory=True)

@@ -9,6 +9,7 @@ from .config import TrainConfig
 from .devices import resolve_device, resolve_weights
 from .errors import InputError
 from .models import Model
+from .token.settings import check_tau, check_timesteps
 
 MUCH = 1.5  # times or a part of the model's own resolution: further away it draws badly
 
@@ -34,7 +35,13 @@ def resolve(config: TrainConfig, model: Model) -> TrainConfig:
             f"resolution={resolution}: the model was made for {model.native_resolution} pixels",
             stacklevel=4,
         )
-    config = replace(config, device=device, resolution=resolution, weights=weights)
+    last = model.num_train_timesteps - 1 if config.max_timestep is None else config.max_timestep
+    check_timesteps(config.min_timestep, last, model.num_train_timesteps)
+    if config.subspace and config.schedule != 0.0:
+        check_tau(config.tau, {e: model.configs[e]["hidden_size"] for e in model.kind.tokenizers})
+    config = replace(
+        config, device=device, resolution=resolution, weights=weights, max_timestep=last
+    )
     low = config.low_resolution
     if config.schedule != 1.0 and (low % factor or low < smallest):
         fitting = sorted({max(smallest, low // factor * factor), (low // factor + 1) * factor})

@@ -15,7 +15,6 @@ from .checkpoint import Checkpoint, read_history
 from .config import TrainConfig, read_yaml
 from .data import Picture
 from .errors import InputError
-from .export import DIFFUSERS_FILE
 
 
 @dataclass(frozen=True)
@@ -23,13 +22,14 @@ class Run:
     """A finished run.
 
     ``history`` has one dictionary a step: step, branch ("bp" or "zo"), timestep, p_zo, loss and
-    seconds; for zo also seeds and coefficients, ``adapter += sum coefficients * z(seeds)``. A step
-    that was skipped because its loss was not finite has loss None and ``"skipped": True``.
+    seconds; for zo also seeds and coefficients, ``adapter += sum coefficients * z(seeds)``, or of a
+    token the gradient's estimate, ``sum coefficients * z(seeds)``. A step that was skipped because
+    its loss was not finite has loss None and ``"skipped": True``.
     The first steps of each branch take longer than the others: their memory is measured.
     ``memory`` has the peak bytes of tensors by phase, and of the process.
     """
 
-    adapter: Path  # the diffusers file
+    adapter: Path  # the file that diffusers loads; of a token for SDXL, the one for others
     memory: dict[str, Any]
     history: list[dict[str, Any]]
     output: Path
@@ -39,13 +39,16 @@ class Run:
 class RunFolder:
     """Where the files of a run are, whether they are there, and whose turn it is to write them."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, adapters: Sequence[Path] = ()) -> None:
+        """
+        Args:
+            adapters: The files that the run's adapter is written to.
+        """
         self.path = Path(path)
+        self.adapters = list(adapters)
         self.config = self.path / "config.yaml"
         self.history = self.path / "history.jsonl"
         self.checkpoint = self.path / "checkpoint" / "state.safetensors"
-        self.adapter = self.path / DIFFUSERS_FILE
-        self.kohya = self.path / f"{self.path.absolute().name}_kohya.safetensors"
         self.before = self.path / "samples" / "before.png"
         self.after = self.path / "samples" / "after.png"
         self.memory = self.path / "memory.json"  # the last to be written
@@ -53,7 +56,7 @@ class RunFolder:
 
     @property
     def results(self) -> list[Path]:
-        return [self.adapter, self.kohya, self.before, self.after, self.memory]
+        return [*self.adapters, self.before, self.after, self.memory]
 
     def previous(self, settings: Mapping[str, Any], resume: str) -> Checkpoint | None:
         """The checkpoint to continue from; None for a new run, or one without a checkpoint yet.
@@ -119,7 +122,7 @@ class RunFolder:
     def run(self, config: TrainConfig) -> Run:
         """The result of a run that is finished."""
         return Run(
-            adapter=self.adapter,
+            adapter=self.adapters[0],
             memory=json.loads(self.memory.read_text(encoding="utf-8")),
             history=read_history(self.history),
             output=self.path,

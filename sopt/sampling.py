@@ -50,12 +50,13 @@ def generate(
     Args:
         model: "tiny" (bundled), a diffusers folder, a hub id or a loaded pipeline, which is
             left as it is.
-        adapter: A run's folder, a LoRA file of diffusers or kohya, or what ``train`` returned.
+        adapter: A run's folder, a LoRA file of diffusers or kohya, a token file (textual
+            inversion), or what ``train`` returned.
         prompt, negative_prompt: Texts, cut at the text encoder's length.
         seed: Of the first picture, in [0, 2**64).
         steps: Denoising steps, at least 1.
         guidance: Classifier-free guidance scale; up to 1 there is none and a step costs half.
-        adapter_scale: Factor on the adapter's weights; 0 is the model alone.
+        adapter_scale: Factor on a LoRA's weights; 0 is the model alone.
         num_images: How many, of seeds ``seed``, ``seed + 1``, ...
         batch_size: Drawn at once, in that many times the memory of one. A picture drawn together
             with others may differ from the one drawn alone in its last bits.
@@ -170,11 +171,17 @@ def _check_settings(
 
 
 def _adapter_file(adapter: Any) -> Path:
-    from .export import DIFFUSERS_FILE
-
     path = Path(getattr(adapter, "adapter", adapter)).expanduser()  # train's result has .adapter
-    if path.is_dir() and not (path / DIFFUSERS_FILE).is_file():
-        raise InputError(f"adapter: the folder {path} has no {DIFFUSERS_FILE}")
     if not path.exists():
         raise InputError(f"adapter: there is no file or folder {path}")
-    return path / DIFFUSERS_FILE if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    from .config import read_yaml
+    from .export import DIFFUSERS_FILE
+
+    settings = read_yaml(config) if (config := path / "config.yaml").is_file() else {}
+    token = settings.get("token")
+    file = path / (DIFFUSERS_FILE if token is None else f"{token}.safetensors")
+    if not file.is_file():
+        raise InputError(f"adapter: the folder {path} has no {file.name}")
+    return file

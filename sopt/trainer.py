@@ -1,7 +1,7 @@
-"""``train``: personalize a text-to-image model by selective optimization.
+"""``train``: personalize a text-to-image model, a LoRA adapter or the embedding of a new word.
 
 Phases, each with no more in memory than it needs: load and cache (text encoder, then VAE), train
-(U-Net and adapter), save, sample.
+(U-Net and adapter; for a token the text encoders too), save, sample.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .adapters import adapter_files, save_adapter
 from .budget import Budget, process_bound, readable
 from .checkpoint import Checkpoint, History, fingerprint, optimizer_state
 from .config import TrainConfig
 from .data import Picture, describe_pictures, load_pictures
 from .errors import InputError
-from .export import save_diffusers_lora, save_kohya_lora
 from .files import check_writable, write_bytes, write_json, write_text
 from .memory import MemoryRecorder, anonymous_resident_bytes
-from .models import LORA_TARGETS, Model, open_model
+from .models import Model, open_model
 from .resolution import resolve
 from .run_folder import Run, RunFolder, picture_fingerprint
 from .sampling import generate, png_bytes
 from .schedules import make_schedule
 from .steps.seeds import Tag, integer, seed64, uniform
-from .training import Training
+from .token.words import check_captions, learn_word
+from .training import frozen_networks, make_training
 
 logger = logging.getLogger(__name__)
 
 
 def train(**settings: Any) -> Run:
-    """Train a LoRA adapter on pictures of a subject and write it to a run folder.
+    """Train a LoRA adapter, or a token, on pictures of a subject and write it to a run folder.
 
     A step is either backprop on reduced pictures (AdamW, gradient checkpointing) or zeroth-order on
     full-size ones (forward passes only, SGD); the schedule says how likely each is. The same
@@ -63,7 +64,8 @@ def train(**settings: Any) -> Run:
     Source:
         arXiv 2507.10029: low-resolution backprop and high-resolution zeroth-order steps, chosen by
         a dynamic timestep-aware probability. Its Algorithm 1 prints the two branches the other way
-        round; this is the reading of its equations and text.
+        round; this is the reading of its equations and text. ``method="textual-inversion"``:
+        ZOODiP, arXiv 2503.14868.
 
     Example:
         >>> run = train(images="photos/dog", prompt="a sks dog", output="runs/dog")
@@ -72,8 +74,10 @@ def train(**settings: Any) -> Run:
     config = TrainConfig.create(**settings)
     pictures = _load_pictures(config)
     model = open_model(config.model)
+    config = TrainConfig.create(family=model.family, **settings)
     config = _settle(resolve(config, model), model, pictures)
-    weights = getattr(torch, str(config.weights))
+    if config.train == "token":
+        check_captions(config, learn_word(config, model), pictures)
     subjects, priors = (
         [picture for picture in pictures if picture.regularization == regularization]
         for regularization in (False, True)
@@ -84,11 +88,11 @@ def train(**settings: Any) -> Run:
     }
     if callable(config.schedule):
         identity["schedule_values"] = _schedule_fingerprint(config, model.num_train_timesteps)
-    with contextlib.closing(RunFolder(config.output)) as folder:
+    with contextlib.closing(RunFolder(config.output, adapter_files(config, model))) as folder:
         previous = folder.previous(identity, config.resume)
         if previous is not None and folder.finished(previous, config):
             logger.info("the run in %s is finished already", folder.path)
-            previous.check_weights(fingerprint(model.load("unet", weights)))
+            previous.check_weights(fingerprint(*frozen_networks(config, model)))
         else:
             del previous  # else its tensors would be in memory all along
             check_writable(config.output)
@@ -121,7 +125,7 @@ def _run(
     with MemoryRecorder(torch.device(str(config.device)), budget) as memory:
         adapter = _optimize(config, model, pictures, folder, identity, memory)
         with memory.phase("save"):
-            _save_adapter(config, model, adapter, folder)
+            save_adapter(config, model, adapter)
         if config.samples:
             with memory.phase("sample"):
                 _draw_samples(config, folder)
@@ -137,7 +141,7 @@ def _optimize(
     memory: MemoryRecorder,
 ) -> dict[str, Tensor]:
     """Cache and train; returns the adapter on the CPU, with all else gone from memory."""
-    training = Training(config, model, pictures, memory)
+    training = make_training(config, model, pictures, memory)
     adapter, optimizer, weights = training.adapter, training.optimizer, training.fingerprint()
     schedule = make_schedule(config.schedule, config.steps, model.num_train_timesteps)
     skipped = {"bp": 0, "zo": 0}
@@ -146,6 +150,7 @@ def _optimize(
     previous = folder.previous(identity, config.resume)  # again: nobody writes any more
     if previous is not None:
         previous.restore(adapter, optimizer, weights)
+        training.load_state(previous.steps)
         start, skipped = previous.step, dict(previous.skipped)
         logger.info("continuing the run in %s after step %d", folder.path, start)
         memory.peaks |= {k: max(v, memory.peaks.get(k, 0)) for k, v in previous.peaks.items()}
@@ -159,7 +164,7 @@ def _optimize(
     ):
         for i in progress:
             started = time.perf_counter()
-            t = integer(seed64(config.seed, i, 0, Tag.TIMESTEP), 0, model.num_train_timesteps)
+            t = _timestep(config, i)
             p_zo = schedule(i, t)
             zo = uniform(seed64(config.seed, i, 0, Tag.BRANCH)) < p_zo  # p is that of ZO-high
             branch = "zo" if zo else "bp"
@@ -180,7 +185,16 @@ def _optimize(
             if i % config.checkpoint_every == 0 or i == config.steps or stop:
                 history.flush()
                 state = optimizer_state(adapter, optimizer)
-                checkpoint = Checkpoint(i, identity, skipped, memory.peaks, weights, adapter, state)
+                checkpoint = Checkpoint(
+                    i,
+                    identity,
+                    skipped,
+                    memory.peaks,
+                    weights,
+                    adapter,
+                    state,
+                    training.state(),
+                )
                 checkpoint.save(folder.checkpoint)
             if stop:
                 raise KeyboardInterrupt
@@ -195,30 +209,19 @@ def _optimize(
     return training.trained()
 
 
-def _save_adapter(
-    config: TrainConfig, model: Model, adapter: dict[str, Tensor], folder: RunFolder
-) -> None:
-    assert config.resolution is not None
-    save_diffusers_lora(folder.adapter, adapter, config.rank, config.rank, LORA_TARGETS)
-    save_kohya_lora(
-        folder.kohya,
-        adapter,
-        config.rank,
-        config.rank,
-        prompt=config.prompt,
-        resolution=config.resolution,
-        prediction_type=model.prediction_type,
-        cross_attention_dim=model.configs["unet"]["cross_attention_dim"],
-    )
-
-
 def _draw_samples(config: TrainConfig, folder: RunFolder) -> None:
     """The same picture, from the same noise, without and with the adapter."""
-    for path, adapter in ((folder.before, None), (folder.after, folder.adapter)):
+    known = config.prompt  # to the model alone
+    if config.token is not None and config.initializer is not None:
+        known = known.replace(config.token, config.initializer)
+    for path, adapter, prompt in (
+        (folder.before, None, known),
+        (folder.after, folder.adapters[0], config.prompt),
+    ):
         (picture,) = generate(
             config.model,
             adapter,
-            prompt=config.prompt,
+            prompt=prompt,
             seed=config.seed,
             resolution=config.resolution,
             device=config.device,
@@ -251,12 +254,19 @@ def _schedule_fingerprint(config: TrainConfig, num_timesteps: int) -> str:
     schedule = make_schedule(config.schedule, config.steps, num_timesteps)
     digest = hashlib.blake2b(digest_size=16)
     for i in range(1, config.steps + 1):
-        t = integer(seed64(config.seed, i, 0, Tag.TIMESTEP), 0, num_timesteps)
+        t = _timestep(config, i)
         p_zo = schedule(i, t)
         if not isinstance(p_zo, (int, float)) or not 0 <= p_zo <= 1:
             raise InputError(f"schedule({i}, {t}) must be a number in [0, 1], got {p_zo!r}")
         digest.update(f"{float(p_zo)!r}\n".encode())
     return digest.hexdigest()
+
+
+def _timestep(config: TrainConfig, step: int) -> int:
+    """The timestep of a step: any from ``min_timestep`` to ``max_timestep``, with equal chances."""
+    assert config.max_timestep is not None
+    seed = seed64(config.seed, step, 0, Tag.TIMESTEP)
+    return integer(seed, config.min_timestep, config.max_timestep + 1)
 
 
 def _show(progress: tqdm, branch: str, loss: float | None, memory: MemoryRecorder) -> None:

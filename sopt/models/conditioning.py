@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ logger = logging.getLogger(__name__)
 class Prompt:
     """A prompt as the U-Net takes it."""
 
-    tokens: Tensor  # (1, tokens, width)
-    pooled: Tensor | None = None  # (1, pooled width), for the models that take sizes
+    tokens: Tensor  # (batch, tokens, width), the batch mostly 1
+    pooled: Tensor | None = None  # (batch, pooled width), for the models that take sizes
 
 
 @torch.no_grad()
@@ -44,21 +45,34 @@ def encode_prompts(
             encoder = model.load(component, dtype, memory.device)
         with memory.phase("cache"):
             for prompt in parts:
-                ids, mask = _tokenize(tokenizer, prompt, memory.device)
-                masked = getattr(encoder.config, "use_attention_mask", False)
-                out = encoder(
-                    ids,
-                    attention_mask=mask if masked else None,
-                    output_hidden_states=model.takes_sizes,
-                )
-                parts[prompt].append(out.hidden_states[-2] if model.takes_sizes else out[0])
-                if component == "text_encoder_2":
-                    pooled[prompt] = out[0]
-        del encoder, out
+                ids, mask = tokenize(tokenizer, prompt, memory.device)
+                encoded = run_encoder(model, encoder, ids, mask)
+                parts[prompt].append(encoded.tokens)
+                if encoded.pooled is not None:
+                    pooled[prompt] = encoded.pooled
+        del encoder, encoded
     return {
         prompt: Prompt(torch.cat(hidden, dim=-1), pooled.get(prompt))
         for prompt, hidden in parts.items()
     }
+
+
+def run_encoder(model: Model, encoder: Any, ids: Tensor, mask: Tensor) -> Prompt:
+    """One text encoder's share of prompts: its hidden states (batch, tokens, width), and of a
+    second encoder the pooled output (batch, pooled width).
+
+    Args:
+        ids, mask: (batch, tokens), from the tokenizer.
+    """
+    masked = getattr(encoder.config, "use_attention_mask", False)
+    out = encoder(
+        ids,
+        attention_mask=mask if masked else None,
+        output_hidden_states=model.takes_sizes,
+    )
+    if not model.takes_sizes:
+        return Prompt(out[0])
+    return Prompt(out.hidden_states[-2], getattr(out, "text_embeds", None))
 
 
 def time_ids(original: tuple[int, int], crop: tuple[int, int], side: int) -> Tensor:
@@ -72,7 +86,8 @@ def time_ids(original: tuple[int, int], crop: tuple[int, int], side: int) -> Ten
     return torch.tensor([[*original, *crop, side, side]], dtype=torch.float32)
 
 
-def _tokenize(tokenizer, prompt: str, device: torch.device) -> tuple[Tensor, Tensor]:
+def tokenize(tokenizer: Any, prompt: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask of a prompt, cut and padded to what the model takes: (1, tokens)."""
     length = tokenizer.model_max_length
     tokens = tokenizer(
         prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .kinds import Kind
 
+SD21_WIDTH = 1024  # of its text encoder
+
 
 class Weights(Protocol):
     """Where the components of a model come from."""
@@ -72,6 +74,13 @@ class Model:
     def takes_sizes(self) -> bool:
         """Whether the U-Net is told the picture's size, the crop and a pooled prompt (SDXL)."""
         return self.configs["unet"].get("addition_embed_type") == "text_time"
+
+    @property
+    def family(self) -> str:
+        """Which published models it is like: sdxl by its inputs, sd21 or sd15 by its text."""
+        if self.takes_sizes:
+            return "sdxl"
+        return "sd21" if self.configs["unet"]["cross_attention_dim"] == SD21_WIDTH else "sd15"
 
     def load(
         self,

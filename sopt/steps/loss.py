@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ class Sample:
     latents: Tensor  # (1, channels, height, width), scaled as the U-Net expects
     noise: Tensor  # of the shape of latents
     timestep: int
-    prompt: Tensor  # (1, tokens, width)
+    prompt: Tensor  # (1, tokens, width); diffusion_losses takes several
     prior: Sample | None = None  # of a picture for prior preservation
     added: Mapping[str, Tensor] | None = None  # SDXL's pooled prompt and sizes, by diffusers' names
 
@@ -87,12 +87,41 @@ def min_snr_weight(scheduler: Any, timestep: int, gamma: float) -> float:
             return min(snr, gamma)
 
 
+def diffusion_losses(
+    unet: Any, scheduler: Any, sample: Sample, *, min_snr: float | None = None
+) -> Tensor:
+    """:func:`diffusion_loss` under each of k prompts, by one forward: (k,) float32.
+
+    Args:
+        sample: One picture, with ``prompt`` (k, tokens, width) and ``added`` (k or 1, ...); no
+            prior.
+    """
+    count = len(sample.prompt)
+    added = sample.added and {
+        name: value.expand(count, *value.shape[1:]) for name, value in sample.added.items()
+    }
+    prediction, target = _prediction_and_target(unet, scheduler, replace(sample, added=added))
+    errors = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
+    if min_snr is None:
+        return errors
+    return min_snr_weight(scheduler, sample.timestep, min_snr) * errors
+
+
 def _weighted_error(unet: Any, scheduler: Any, sample: Sample, min_snr: float | None) -> Tensor:
+    prediction, target = _prediction_and_target(unet, scheduler, sample)
+    error = functional.mse_loss(prediction.float(), target.float())
+    if min_snr is None:
+        return error
+    return min_snr_weight(scheduler, sample.timestep, min_snr) * error
+
+
+def _prediction_and_target(unet: Any, scheduler: Any, sample: Sample) -> tuple[Tensor, Tensor]:
+    """(k, channels, height, width) for k prompts, and (1, ...)."""
     timesteps = torch.tensor([sample.timestep], device=sample.latents.device)
     noisy = scheduler.add_noise(sample.latents, sample.noise, timesteps)
     dtype = unet.dtype
     (prediction,) = unet(
-        noisy.to(dtype),
+        noisy.to(dtype).expand(len(sample.prompt), *noisy.shape[1:]),
         timesteps,
         encoder_hidden_states=sample.prompt.to(dtype),
         added_cond_kwargs=sample.added,
@@ -107,7 +136,4 @@ def _weighted_error(unet: Any, scheduler: Any, sample: Sample, min_snr: float | 
             target = sample.latents
         case other:
             raise AssertionError(f"prediction type {other} passed the check of open_model")
-    error = functional.mse_loss(prediction.float(), target.float())
-    if min_snr is None:
-        return error
-    return min_snr_weight(scheduler, sample.timestep, min_snr) * error
+    return prediction, target

@@ -134,6 +134,17 @@ def full_caption(scene: Scene) -> str:
     return _caption(scene, second=True, accessory=True, place_named=True, viewpoint=True)
 
 
+def surroundings(scene: Scene) -> str:
+    """What a caption says about ``scene`` beside the subject: where it is, and which way it faces.
+
+    Example:
+        >>> subject = Subject("dog", "red", "blue", "plain", "none", (0.5,) * IDENTITY_NUMBERS)
+        >>> surroundings(Scene(subject, "night", "left", (0.5, 0.5), 0.4, 0.0, 0))
+        'at night facing left'
+    """
+    return f"{_PLACE[scene.background]} facing {scene.viewpoint}"
+
+
 def random_caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption that names a random part of the attributes; empty once in ten, for guidance."""
     if rng.random() < 0.1:

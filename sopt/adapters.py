@@ -1,0 +1,46 @@
+"""The adapter files of a run, by what it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from .config import TrainConfig
+from .export import DIFFUSERS_FILE, save_diffusers_lora, save_kohya_lora
+from .models import LORA_TARGETS, Model
+from .token.files import save_token, token_file_names
+
+
+def adapter_files(config: TrainConfig, model: Model) -> list[Path]:
+    """What :func:`save_adapter` writes, the file that ``generate`` reads first."""
+    folder = Path(config.output)
+    if config.train == "token":
+        assert config.token is not None
+        names = token_file_names(config.token, len(model.kind.tokenizers))
+    else:
+        names = [DIFFUSERS_FILE, f"{folder.absolute().name}_kohya.safetensors"]
+    return [folder / name for name in names]
+
+
+def save_adapter(config: TrainConfig, model: Model, adapter: Mapping[str, Tensor]) -> None:
+    """Write the files of a run's adapter, given by canonical name."""
+    if config.train == "token":
+        assert config.token is not None
+        rows = dict(zip(model.kind.tokenizers, adapter.values(), strict=True))
+        save_token(Path(config.output), config.token, rows)
+        return
+    assert config.resolution is not None
+    diffusers, kohya = adapter_files(config, model)
+    save_diffusers_lora(diffusers, adapter, config.rank, config.rank, LORA_TARGETS)
+    save_kohya_lora(
+        kohya,
+        adapter,
+        config.rank,
+        config.rank,
+        prompt=config.prompt,
+        resolution=config.resolution,
+        prediction_type=model.prediction_type,
+        cross_attention_dim=model.configs["unet"]["cross_attention_dim"],
+    )
