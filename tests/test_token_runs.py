@@ -32,7 +32,7 @@ def settings(settings):
         "token": TOKEN,
         "initializer": "a",
         "steps": 5,
-        "tau": 2,
+        "tau": 3,
         "nu": 0.5,
         "seed": 6,
     }
