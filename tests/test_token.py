@@ -165,6 +165,18 @@ def test_candidates_at_once_are_those_one_by_one(folders, family):
     assert (together - truth).abs().max() <= bound < 0.01 * spread
 
 
+def test_a_candidate_stands_for_the_rows(folders):
+    text = text_of(open_model(folders["micro"]), 2)
+    candidates = {name: noise((3, *row.shape), 4, name) for name, row in text.rows.items()}
+    with torch.no_grad():
+        for i in range(3):
+            (alone,) = [x[i : i + 1] for x in candidates.values()]
+            found = text.encode(CAPTION, dict.fromkeys(text.rows, alone)).tokens
+            (row,) = text.rows.values()
+            row.copy_(alone[0])
+            assert torch.equal(found, text.encode(CAPTION).tokens)
+
+
 def test_the_loss_of_one_candidate_is_the_loss(folders):
     model = open_model(folders["sdxl"])
     text, unet = text_of(model), model.load("unet")

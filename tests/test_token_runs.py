@@ -32,7 +32,7 @@ def settings(settings):
         "token": TOKEN,
         "initializer": "a",
         "steps": 5,
-        "tau": 2,
+        "tau": 3,
         "nu": 0.5,
         "seed": 6,
     }
@@ -102,6 +102,7 @@ sopt.train(**json.loads(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_killed_run_continues_to_the_same_bytes(settings, tmp_path):
     settings |= {"method": "textual-inversion", "samples": False}
@@ -160,7 +161,8 @@ def test_a_zeroth_order_step_is_adam_on_the_logged_estimate(settings, micro_mode
 
 @pytest.mark.usefixtures("quick")
 def test_every_switch_changes_the_run_and_batches_do_not(settings):
-    settings |= {"method": "textual-inversion", "steps": 4, "samples": False}
+    # After three tokens one of their two directions is taken out.
+    settings |= {"method": "textual-inversion", "steps": 5, "tau": 3, "samples": False}
     base = settings["output"]
 
     def row(name, **changes):
@@ -177,15 +179,15 @@ def test_every_switch_changes_the_run_and_batches_do_not(settings):
         "rademacher": row("rademacher", noise="rademacher"),
         "n": row("n", num_perturbations=3),
         "mu": row("mu", eps=1e-2),
-        "tau": row("tau", tau=3),
+        "tau": row("tau", tau=4),
     }
     found = list(rows.values())
     for i, one in enumerate(found):
         assert not any(torch.equal(one, other) for other in found[:i]), list(rows)[i]
     together = row("together", perturbation_batch=3)
     # A loss moves by some roundings, of about 1 each: over eps 1e-3 a slope by 1e-4 of its own
-    # size or so, and the token by as much of its 4 steps of at most lr 5e-3.
-    assert (together - rows["paper"]).abs().max() <= 4 * 5e-3 * 0.05
+    # size or so, and the token by as much of its 5 steps of at most lr 5e-3.
+    assert (together - rows["paper"]).abs().max() <= 5 * 5e-3 * 0.05
     assert (together - rows["paper"]).abs().max() < (rows["spsa"] - rows["paper"]).abs().max()
 
 
@@ -198,25 +200,23 @@ def test_timesteps_stay_within_their_bounds(settings):
 
 @pytest.mark.usefixtures("quick")
 def test_a_loss_that_is_not_finite_leaves_the_token_alone(settings, monkeypatch):
-    monkeypatch.setattr(
-        "sopt.token.training.diffusion_losses",
-        lambda unet, scheduler, sample, **_: torch.full((len(sample.prompt),), torch.nan),
-    )
-    run = sopt.train(**settings | {"method": "textual-inversion", "num_vectors": 1})
+    settings |= {"method": "textual-inversion", "samples": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "sopt.token.training.diffusion_losses",
+            lambda unet, scheduler, sample, **_: torch.full((len(sample.prompt),), torch.nan),
+        )
+        run = sopt.train(**settings)
     assert all(entry["skipped"] for entry in run.history)
     (row,) = load_tensors(run.adapter)[0].values()
-    monkeypatch.undo()
     assert row.unique().numel() > 1
-    again = sopt.train(
-        **settings
-        | {"method": "textual-inversion", "output": settings["output"] + "2", "zo_lr": 0.0}
-    )
+    again = sopt.train(**settings | {"output": settings["output"] + "2", "zo_lr": 0.0})
     assert torch.equal(row, next(iter(load_tensors(again.adapter)[0].values())))
 
 
 @pytest.mark.parametrize("method", ["backprop-high", "zeroth-order"])
 def test_plans_know_tokens(settings, method):
-    settings |= {"method": method, "steps": 2, "perturbation_batch": 3}
+    settings |= {"method": method, "steps": 2, "perturbation_batch": 3, "samples": False}
     run = sopt.train(**settings)
     names = ("images", "prompt", "output", "checkpoint_every", "steps", "seed")
     known = {k: v for k, v in settings.items() if k not in names}
