@@ -13,11 +13,11 @@ from .zoadam import ZOAdam
 from .zosgd import ZOSGD
 
 __all__ = [
+    "ZOSGD",
     "Exchange",
     "SeedLog",
     "TensorPrecision",
     "ZOAdam",
-    "ZOSGD",
     "ZerothOrderOptimizer",
     "noise_floor",
     "precision_report",

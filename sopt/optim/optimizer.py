@@ -1,31 +1,27 @@
-"""What ``ZOSGD`` and ``ZOAdam`` share: perturb, evaluate, exchange, log; they differ in the update."""
+"""What ``ZOSGD`` and ``ZOAdam`` share: all of a step but what its coefficients are applied to."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import InputError, nearest
+from ..errors import InputError
 from ..steps.seeds import Tag, seed64
 from .closure import evaluate
-from .distributed import Exchange, Row
+from .distributed import Row
 from .restore import BlockWeights, Codes, CopiedWeights, InPlaceWeights, Terms, Weights
-from .seed_log import MOST_PERTURBATIONS, GroupSettings, SeedLog, Update
+from .seed_log import GroupSettings, SeedLog, Update
+from .setup import Setup
 from .tensors import canonical_name, check_trained, digest, distinct, fingerprint
 
 logger = logging.getLogger(__name__)
 
-RESTORES = ("copy", "inplace", "blocks")
-ESTIMATORS = ("two-sided", "one-sided")
-NOISES = ("gaussian", "rademacher")
-ROUNDINGS = ("nearest", "stochastic")
 STATE = "zeroth_order"  # the entry of a state_dict beside torch's own
 REPLAYED_AT_ONCE = 256  # steps per pass over memory
 
@@ -46,53 +42,16 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
     skipped: int  # steps without effect, because a loss or a coefficient was not finite
 
     def __init__(
-        self,
-        named_parameters: Iterable[Any],
-        defaults: dict[str, Any],
-        *,
-        num_perturbations: int,
-        noise: str,
-        seed: int,
-        restore: str,
-        estimator: str,
-        rounding: str,
-        module: nn.Module | None,
-        scales: Mapping[str, Tensor] | None,
-        headroom: int,
-        log: str | Path | None,
-        exchange: Exchange | None,
+        self, named_parameters: Iterable[Any], defaults: dict[str, Any], setup: Setup
     ) -> None:
-        _check_choice("noise", noise, NOISES)
-        _check_choice("restore", restore, RESTORES)
-        _check_choice("estimator", estimator, ESTIMATORS)
-        _check_choice("rounding", rounding, ROUNDINGS)
-        if not 1 <= num_perturbations < MOST_PERTURBATIONS:
-            raise InputError(
-                f"num_perturbations must be in [1, {MOST_PERTURBATIONS - 1}], "
-                f"got {num_perturbations}"
-            )
-        if not 0 <= seed < 2**64:
-            raise InputError(f"seed must be in [0, 2**64), got {seed}")
-        if (restore == "blocks") != (module is not None):
-            raise InputError(
-                "module must be given with restore='blocks' and not without, "
-                f"got restore={restore!r}, module={type(module).__name__}"
-            )
-        self.seed = seed
-        self.num_perturbations = num_perturbations
         self.steps = self.skipped = 0
-        self._noise, self._rounding, self._restore = noise, rounding, restore
-        self._sides = 2 if estimator == "two-sided" else 1
-        self._module, self._headroom = module, headroom
-        self._scales = {canonical_name(name): x for name, x in (scales or {}).items()}
-        self._exchange = exchange
-        self._log_path = None if log is None else Path(log)
+        self._setup = setup
         self._log: SeedLog | None = None
         self._pending: list[Tensor] = []  # (perturbations, 2) losses of each micro-batch
         self._weights: list[Weights] | None = None
         super().__init__(named_parameters, defaults)
-        floats = any(not isinstance(weights, Codes) for weights in self._parts())
-        if restore == "inplace" and floats and (log is not None or exchange is not None):
+        shared = setup.log is not None or setup.exchange is not None
+        if setup.restore == "inplace" and shared and self.floats():
             raise InputError(
                 "restore='inplace' leaves rounding errors that neither a log nor another process "
                 "repeats: with log or exchange, float parameters need restore='copy' or 'blocks'"
@@ -116,11 +75,13 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             if name in taken:
                 raise InputError(f"parameter {name!r} must be in one group, and once, got two")
             taken.add(name)
-            check_trained(name, parameter, self._scales)
+            check_trained(name, parameter, self._setup.scales)
         group = {**self.defaults, **param_group}
         self._check_group(group, [parameter for _, parameter in pairs])
         if self.steps or self._log is not None:
-            raise InputError("param_group must be added before the first step, the log begins there")
+            raise InputError(
+                "param_group must be added before the first step, the log begins there"
+            )
         super().add_param_group({**param_group, "params": pairs})
         self._weights = None
 
@@ -168,15 +129,15 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         """
         self._ready_log()
         step = self.steps + 1
-        rows = self._exchange.decision(step) if self._exchange is not None else None
+        rows = self._setup.exchange.decision(step) if self._setup.exchange is not None else None
         if rows is None:  # else the others have done this step without this process
             if closure is not None:
                 self._accumulate(closure, hold=True)
             if not self._pending:
                 raise InputError("closure must be given, or accumulate(closure) called before")
             rows = self._rows()
-            if self._exchange is not None:
-                rows = self._exchange.share(step, rows)
+            if self._setup.exchange is not None:
+                rows = self._setup.exchange.share(step, rows)
         self._pending = []
         update = self._update_of(step, rows)
         if update.indices:
@@ -188,9 +149,9 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         if self._log is not None:
             self._log.append(update)
         self.steps = step
-        if self._exchange is not None and self._exchange.checks(step):
-            self._exchange.check(step, self.digest())
-        losses = torch.tensor([row[1:] for row in rows])
+        if self._setup.exchange is not None and self._setup.exchange.checks(step):
+            self._setup.exchange.check(step, self.digest())
+        losses = torch.tensor([row[1:] for row in rows])  # (perturbations, 2)
         return losses.mean().to(self.param_groups[0]["params"][0].device)
 
     def resume(self) -> int:
@@ -202,17 +163,18 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         Raises:
             InputError: The log is of other tensors, settings or first weights.
         """
-        if self._log_path is None or self.steps:
+        if self._setup.log is None or self.steps:
             raise InputError("resume() needs log= and comes before the first step")
-        if self._log_path.exists():
-            self.replay(SeedLog(self._log_path))
-            self._log = SeedLog(self._log_path)
+        if Path(self._setup.log).exists():
+            log = SeedLog(self._setup.log)
+            self.replay(log)
+            self._log = log
         return self.steps
 
     @torch.no_grad()
     def replay(self, log: SeedLog, last: int | None = None) -> None:
         """Apply the updates of ``log``, up to step ``last``, as if the steps had been done."""
-        _check_header(log, self.header())
+        log.check(self.header())
         chunk: list[Update] = []
         for update in log.updates(last):
             if update.indices:
@@ -248,10 +210,10 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         tensors = self.tensors()
         return {
             "optimizer": type(self).__name__,
-            "seed": self.seed,
-            "noise": self._noise,
-            "rounding": self._rounding,
-            "headroom": self._headroom,
+            "seed": self._setup.seed,
+            "noise": self._setup.noise,
+            "rounding": self._setup.rounding,
+            "headroom": self._setup.headroom,
             "tensors": fingerprint(tensors),
             "weights": digest((tensors[name] for name in sorted(tensors)), sampled=True),
             "names": [list(group) for group in distinct(self._named_groups())],
@@ -302,15 +264,13 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         parts = [(part, self._settings(self.param_groups[part.group])) for part in self._parts()]
         moved = [(part, settings.eps) for part, settings in parts if settings.enabled]
         watched = [x for part in self._parts() for x in part.tensors.values()]
-        indices = range(self.num_perturbations)
-        if self._exchange is not None:
-            indices = self._exchange.indices(self.num_perturbations)
+        sides = self._setup.sides
         losses: list[Tensor] = []
         try:
-            base = [evaluate(closure, watched)] if self._sides == 1 else []
-            for n in indices:
+            base = [evaluate(closure, watched)] if sides == 1 else []
+            for n in self._setup.indices():
                 seed, rounding_seed = self._direction(self.steps + 1, n)
-                for sign in (1, -1)[: self._sides]:
+                for sign in (1, -1)[:sides]:
                     for part, eps in moved:
                         part.move(seed, sign * eps, rounding_seed)
                     losses.append(evaluate(closure, watched))
@@ -329,17 +289,14 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
     def _rows(self) -> list[Row]:
         """This process's losses, averaged over its micro-batches."""
         mean = torch.stack(self._pending).double().mean(0).float()
-        indices = range(self.num_perturbations)
-        if self._exchange is not None:
-            indices = self._exchange.indices(self.num_perturbations)
-        return [(n, plus, minus) for n, (plus, minus) in zip(indices, mean.tolist(), strict=True)]
+        return [(n, *pair) for n, pair in zip(self._setup.indices(), mean.tolist(), strict=True)]
 
     def _update_of(self, step: int, rows: Sequence[Row]) -> Update:
         settings = [self._settings(group) for group in self.param_groups]
         plus, minus = torch.tensor([row[1:] for row in rows]).view(-1, 2).unbind(1)
         columns = []
         for group, now in zip(self.param_groups, settings, strict=True):
-            slopes = (plus - minus) / (self._sides * now.eps)
+            slopes = (plus - minus) / (self._setup.sides * now.eps)
             if group["clip"] is not None:
                 slopes = slopes.clamp(-group["clip"], group["clip"])
             columns.append(slopes * (now.enabled * self._factor(group) / max(1, len(rows))))
@@ -364,15 +321,15 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             coefficients=[c[group] for update in updates for c in update.coefficients],
             decay=settings.decay,
             round_after=[sum(counts[: k + 1]) for k in range(len(counts) - 1)],
-            rounding_seeds=[seed64(self.seed, u.step, 0, Tag.ROUNDING) for u in updates],
+            rounding_seeds=[seed64(self._setup.seed, u.step, 0, Tag.ROUNDING) for u in updates],
             eps=settings.eps,
             delta_rounding_seeds=[rounding_seed for _, rounding_seed in directions],
         )
 
     def _direction(self, step: int, n: int) -> tuple[int, int]:
         """Seeds of perturbation n's noise and, for codes, of its rounding."""
-        rounding_seed = seed64(self.seed, step, n + 1, Tag.ROUNDING)  # 0 is the update's
-        return seed64(self.seed, step, n, Tag.DIRECTION), rounding_seed
+        rounding_seed = seed64(self._setup.seed, step, n + 1, Tag.ROUNDING)  # 0 is the update's
+        return seed64(self._setup.seed, step, n, Tag.DIRECTION), rounding_seed
 
     def _buffer(self, parameter: Tensor, key: str) -> Tensor:
         """A float32 buffer of a parameter in the optimizer's state, zero at first."""
@@ -395,57 +352,42 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
 
     def _parts(self) -> list[Weights]:
         if self._weights is None:
-            self._weights = []
-            for index, group in enumerate(distinct(self._named_groups())):
-                parts: dict[tuple, dict[str, Tensor]] = {}
-                for name, x in group.items():
-                    parts.setdefault((x.device, x.dtype == torch.int8), {})[name] = x
-                for (_, codes), tensors in parts.items():
-                    kind = self._codes if codes else self._floats
-                    self._weights.append(kind(index, tensors, self._noise, self._rounding))
+            self._weights = [
+                part
+                for index, group in enumerate(distinct(self._named_groups()))
+                for part in self._split(index, group)
+            ]
         return self._weights
 
-    @property
-    def _codes(self) -> Callable[..., Weights]:
-        return partial(Codes, scales=self._scales, headroom=self._headroom)
-
-    @property
-    def _floats(self) -> Callable[..., Weights]:
-        if self._restore == "blocks":
-            return partial(BlockWeights, module=self._module)
-        return CopiedWeights if self._restore == "copy" else InPlaceWeights
+    def _split(self, index: int, group: Mapping[str, Tensor]) -> Iterator[Weights]:
+        """A group's tensors by device and by how they are moved."""
+        parts: dict[tuple, dict[str, Tensor]] = {}
+        for name, x in group.items():
+            parts.setdefault((x.device, x.dtype == torch.int8), {})[name] = x
+        for (_, codes), tensors in parts.items():
+            common = index, tensors, self._setup.noise, self._setup.rounding
+            if codes:
+                yield Codes(*common, self._setup.scales, self._setup.headroom)
+            elif self._setup.module is not None:
+                yield BlockWeights(*common, self._setup.module)
+            else:
+                yield (CopiedWeights if self._setup.restore == "copy" else InPlaceWeights)(*common)
 
     def _ready_log(self) -> None:
         """Make or open the log before the first step that it gets."""
-        if self._log_path is None or self._log is not None:
+        if self._setup.log is None or self._log is not None:
             return
-        if not self._log_path.exists():
+        path = Path(self._setup.log)
+        if not path.exists():
             if self.steps:
-                raise InputError(f"log: there is no file {self._log_path} with {self.steps} steps")
-            header = self.header()
-            self._log = SeedLog.create(self._log_path, header, header["groups"])
+                raise InputError(f"log: there is no file {path} with {self.steps} steps")
+            self._log = SeedLog.create(path, self.header())
             return
-        log = SeedLog(self._log_path)
+        log = SeedLog(path)
         if not self.steps:
             raise InputError(
-                f"log: {self._log_path} holds {log.step} steps already; call resume() or "
+                f"log: {path} holds {log.step} steps already; call resume() or "
                 "load_state_dict() to continue it, or choose another file"
             )
-        _check_header(log, {**self.header(), "weights": log.header["weights"]})
+        log.check({**self.header(), "weights": log.header["weights"]})
         self._log = log.truncated(self.steps)
-
-
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise InputError(f"{name} must be one of {known}, got {value!r}: {nearest(value, known)}")
-
-
-def _check_header(log: SeedLog, header: Mapping[str, Any]) -> None:
-    what = {"tensors": "names, shapes or dtypes", "weights": "first weights"}
-    for key, value in header.items():
-        if log.header.get(key) != value:
-            told = what.get(key, key)
-            raise InputError(
-                f"log: {log.path} is of a run with other {told}: "
-                f"{log.header.get(key)!r} there, {value!r} here"
-            )

@@ -6,7 +6,7 @@ Each class holds some tensors of one parameter group. ``move`` takes the weights
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,7 +52,8 @@ class Weights:
         self.group = group
         self.tensors = dict(tensors)
         self._list = list(tensors.values())
-        self._noise: dict[str, Any] = {"streams": list(map(stream_id, tensors)), "kind": noise}
+        self._streams = list(map(stream_id, tensors))
+        self._noise: dict[str, Any] = {"streams": self._streams, "kind": noise}
         self._rounding = rounding
 
     def _sum(self, terms: Terms) -> dict[str, Any]:
@@ -152,14 +153,19 @@ class BlockWeights(Weights):
     """
 
     def __init__(
-        self, group: int, tensors: Mapping[str, Tensor], noise: str, rounding: str, module: nn.Module
+        self,
+        group: int,
+        tensors: Mapping[str, Tensor],
+        noise: str,
+        rounding: str,
+        module: nn.Module,
     ) -> None:
         super().__init__(group, tensors, noise, rounding)
         self._at: tuple[int, float] | None = None
         self._base: dict[Tensor, Tensor] = {}  # of the parameters that are scratch now
         self._blocks: set[str] = set()
         self._used: set[str] = set()
-        streams = dict(zip(map(place, self._list), self._noise["streams"], strict=True))
+        streams = dict(zip(map(place, self._list), self._streams, strict=True))
         for name, block in module.named_modules():
             own = {p: streams[place(p)] for p in block.parameters(False) if place(p) in streams}
             if own:
@@ -227,15 +233,20 @@ class Codes(Weights):
         headroom: int,
     ) -> None:
         super().__init__(group, tensors, noise, rounding)
-        self._fixed = [self._list, [scales[name] for name in tensors]]
+        self._scales = [scales[name] for name in tensors]
         self._headroom = headroom
         self._at: tuple[int, float, int] | None = None
         self.clamped = clamp_codes_(self._list, headroom)  # codes that met the limit, ever
 
     def _perturb(self, seed: int, coefficient: float, rounding_seed: int) -> None:
-        rounding = {"rounding_seed": rounding_seed}
         perturb_int8_(
-            *self._fixed, seed, coefficient, self._headroom, **rounding, **self._noise
+            self._list,
+            self._scales,
+            seed,
+            coefficient,
+            self._headroom,
+            rounding_seed=rounding_seed,
+            **self._noise,
         )
 
     def move(self, seed: int, coefficient: float, rounding_seed: int) -> None:
@@ -251,7 +262,8 @@ class Codes(Weights):
     def update(self, terms: Terms) -> None:
         self.home()
         self.clamped += update_int8_(
-            *self._fixed,
+            self._list,
+            self._scales,
             terms.seeds,
             torch.tensor(terms.coefficients) / terms.eps,
             self._headroom,

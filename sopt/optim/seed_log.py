@@ -27,7 +27,7 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class SeedLog:
     ``step`` is the last whole step in it.
 
     Example:
-        >>> log = SeedLog.create("run.zolog", {"seed": 0}, groups=1)
+        >>> log = SeedLog.create("run.zolog", {"seed": 0, "groups": 1})
         >>> log.append(Update(1, [GroupSettings(eps=1e-3)], [0], [[-0.5]]))
         >>> [update.coefficients for update in SeedLog("run.zolog").updates()]
         [[[-0.5]]]
@@ -122,15 +122,15 @@ class SeedLog:
             self.step, self._settings, self._end, self._crc = update.step, update.settings, end, crc
 
     @classmethod
-    def create(cls, path: str | Path, header: dict[str, Any], groups: int) -> SeedLog:
-        """Begin a log; ``header`` is plain values.
+    def create(cls, path: str | Path, header: Mapping[str, Any]) -> SeedLog:
+        """Begin a log; ``header`` is plain values, among them the number of ``"groups"``.
 
         Raises:
             InputError: The file exists.
         """
         if Path(path).exists():
             raise InputError(f"log: {path} exists already; files are not overwritten")
-        body = zlib.compress(json.dumps({**header, "groups": groups}, sort_keys=True).encode(), 9)
+        body = zlib.compress(json.dumps(header, sort_keys=True).encode(), 9)
         write_bytes(path, MAGIC + PREFIX.pack(len(body), _checksum(body)) + body)
         return cls(path)
 
@@ -145,6 +145,16 @@ class SeedLog:
             if last is not None and update.step > last:
                 return
             yield update
+
+    def check(self, header: Mapping[str, Any]) -> None:
+        """InputError unless the log's header has these values."""
+        told = {"tensors": "names, shapes or dtypes", "weights": "first weights"}
+        for key, value in header.items():
+            if self.header.get(key) != value:
+                raise InputError(
+                    f"log: {self.path} is of a run with other {told.get(key, key)}: "
+                    f"{self.header.get(key)!r} there, {value!r} here"
+                )
 
     def append(self, update: Update) -> None:
         """Write a step after the last whole one."""
@@ -189,7 +199,7 @@ class SeedLog:
         return SeedLog(self.path)
 
     def _setting_rows(self, update: Update) -> list[tuple[float, int]]:
-        before = self._settings or [None] * self._groups
+        before: Sequence[GroupSettings | None] = self._settings or [None] * self._groups
         return [
             (value, SETTING | 8 * group + field)
             for group, (new, old) in enumerate(zip(update.settings, before, strict=True))

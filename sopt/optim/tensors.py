@@ -31,7 +31,7 @@ def canonical_name(name: str) -> str:
 
 
 def check_trained(name: str, tensor: Tensor, scales: Mapping[str, Tensor]) -> None:
-    """InputError unless ``tensor`` can be trained: float that requires grad, or int8 with scales."""
+    """InputError unless ``tensor`` can be trained: a float with grad, or int8 with scales."""
     if tensor.dtype == torch.int8:
         if name not in scales:
             raise InputError(
@@ -94,5 +94,5 @@ def digest(tensors: Iterable[Tensor], sampled: bool = False) -> str:
         flat = x.detach().reshape(-1)
         if sampled:
             flat = flat[:: max(1, len(flat) // SAMPLED)]
-        state.update(flat.cpu().contiguous().view(torch.uint8).numpy())
+        state.update(flat.cpu().contiguous().view(torch.uint8).numpy().data)
     return state.hexdigest()

@@ -16,6 +16,7 @@ from .distributed import Exchange
 from .optimizer import ZerothOrderOptimizer
 from .restore import Weights
 from .seed_log import GroupSettings, Update
+from .setup import Setup
 
 
 class ZOAdam(ZerothOrderOptimizer):
@@ -76,21 +77,17 @@ class ZOAdam(ZerothOrderOptimizer):
             "clip": clip,
             "enabled": True,
         }
-        super().__init__(
-            named_parameters,
-            defaults,
+        setup = Setup(
             num_perturbations=num_perturbations,
             noise=noise,
             seed=seed,
             restore=restore,
             estimator=estimator,
-            rounding="nearest",
             module=module,
-            scales=None,
-            headroom=8,
             log=log,
             exchange=exchange,
         )
+        super().__init__(named_parameters, defaults, setup)
 
     def _check_group(self, group: Mapping[str, Any], params: Sequence[Tensor]) -> None:
         super()._check_group(group, params)
@@ -118,8 +115,13 @@ class ZOAdam(ZerothOrderOptimizer):
             terms = self._terms([update], weights.group)
             for name, p in weights.tensors.items():
                 estimate = torch.zeros_like(p, dtype=torch.float32, requires_grad=False)
-                noise = {"streams": name, "kind": self._noise}
-                add_noise_(estimate, terms.seeds, terms.coefficients, **noise)
+                add_noise_(
+                    estimate,
+                    terms.seeds,
+                    terms.coefficients,
+                    streams=name,
+                    kind=self._setup.noise,
+                )
                 m, v = (self._buffer(p, key) for key in ("exp_avg", "exp_avg_sq"))
                 t = self.state[p]["step"] = self.state[p].get("step", 0) + 1
                 m.lerp_(estimate, 1 - beta1)

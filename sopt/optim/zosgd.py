@@ -17,6 +17,7 @@ from .distributed import Exchange
 from .optimizer import ZerothOrderOptimizer
 from .restore import Codes, Weights
 from .seed_log import GroupSettings, Update
+from .setup import Setup
 
 
 class ZOSGD(ZerothOrderOptimizer):
@@ -51,9 +52,9 @@ class ZOSGD(ZerothOrderOptimizer):
         restore: How weights come back from a perturbation. ``"copy"``: from a copy of the trained
             weights; exact. ``"inplace"``: the noise is taken off again; no memory, but float
             weights drift (:func:`~sopt.optim.precision_report` says by how much).
-            ``"blocks"``: each module of ``module`` computes with perturbed weights of its own; exact,
-            memory of the largest; what reads weights outside of their module's forward does not see
-            the perturbation. int8 codes are exact in place, whatever is chosen.
+            ``"blocks"``: each module of ``module`` computes with perturbed weights of its own;
+            exact, memory of the largest; what reads weights outside of their module's forward
+            does not see the perturbation. int8 codes are exact in place, whatever is chosen.
         momentum: :math:`\mu` in [0, 1); not for int8 codes.
         weight_decay: :math:`\lambda`, decoupled; not for int8 codes.
         clip: Bound of :math:`|g_n|`; None for none.
@@ -111,9 +112,7 @@ class ZOSGD(ZerothOrderOptimizer):
             "clip": clip,
             "enabled": True,
         }
-        super().__init__(
-            named_parameters,
-            defaults,
+        setup = Setup(
             num_perturbations=num_perturbations,
             noise=noise,
             seed=seed,
@@ -121,11 +120,12 @@ class ZOSGD(ZerothOrderOptimizer):
             estimator=estimator,
             rounding=rounding,
             module=module,
-            scales=scales,
+            scales=scales or {},
             headroom=headroom,
             log=log,
             exchange=exchange,
         )
+        super().__init__(named_parameters, defaults, setup)
 
     def _check_group(self, group: Mapping[str, Any], params: Sequence[Tensor]) -> None:
         super()._check_group(group, params)
@@ -133,7 +133,7 @@ class ZOSGD(ZerothOrderOptimizer):
             raise InputError(f"momentum must be in [0, 1), got {group['momentum']}")
         if group["momentum"] and any(p.dtype == torch.int8 for p in params):
             raise InputError(f"momentum must be 0 for int8 codes, got {group['momentum']}")
-        if group["momentum"] and self._rounding == "stochastic":
+        if group["momentum"] and self._setup.rounding == "stochastic":
             raise InputError(f"momentum must be 0 for stochastic rounding, got {group['momentum']}")
 
     def _settings(self, group: Mapping[str, Any]) -> GroupSettings:
@@ -169,7 +169,7 @@ class ZOSGD(ZerothOrderOptimizer):
             terms.seeds,
             terms.coefficients,
             streams=list(weights.tensors),
-            kind=self._noise,
+            kind=self._setup.noise,
             decay=settings.momentum,
         )
         for p, buffer in zip(params, buffers, strict=True):
