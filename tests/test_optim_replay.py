@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from test_optim import EPS, batch, bits, loss_of, model_of, same
+from small_models import EPS, batch, bits, loss_of, model_of, same
 from torch import nn
 from torch.nn.functional import linear, mse_loss
 

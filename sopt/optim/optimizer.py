@@ -51,7 +51,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         self._weights: list[Weights] | None = None
         super().__init__(named_parameters, defaults)
         shared = setup.log is not None or setup.exchange is not None
-        if setup.restore == "inplace" and shared and self.floats():
+        if self.floats() and setup.restore == "inplace" and shared:
             raise InputError(
                 "restore='inplace' leaves rounding errors that neither a log nor another process "
                 "repeats: with log or exchange, float parameters need restore='copy' or 'blocks'"
@@ -70,14 +70,14 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
                 "params must be (name, parameter) pairs as of model.named_parameters(), "
                 "because a parameter's noise goes by its name"
             )
-        taken = {name for group in self._named_groups() for name in group}
+        group = {**self.defaults, **param_group}
+        self._check_group(group, [parameter for _, parameter in pairs])
+        taken = {name for named in self._named_groups() for name in named}
         for name, parameter in ((canonical_name(name), p) for name, p in pairs):
             if name in taken:
                 raise InputError(f"parameter {name!r} must be in one group, and once, got two")
             taken.add(name)
             check_trained(name, parameter, self._setup.scales)
-        group = {**self.defaults, **param_group}
-        self._check_group(group, [parameter for _, parameter in pairs])
         if self.steps or self._log is not None:
             raise InputError(
                 "param_group must be added before the first step, the log begins there"

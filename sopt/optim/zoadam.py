@@ -91,6 +91,8 @@ class ZOAdam(ZerothOrderOptimizer):
 
     def _check_group(self, group: Mapping[str, Any], params: Sequence[Tensor]) -> None:
         super()._check_group(group, params)
+        if any(p.dtype == torch.int8 for p in params):
+            raise InputError("parameters must be float32, bfloat16 or float16 for ZOAdam, got int8")
         if not all(0 <= beta < 1 for beta in group["betas"]):
             raise InputError(f"betas must be in [0, 1), got {group['betas']}")
         if not group["adam_eps"] > 0:
