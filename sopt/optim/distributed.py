@@ -2,9 +2,10 @@
 
 Every process holds all weights. In a step it evaluates its share, posts its losses in a
 :class:`torch.distributed.Store`, and applies what was decided: one list of losses, stored once and
-read by all, so that the weights stay equal bit for bit whoever was late. The lowest rank that was
-in the last decision decides; it waits for the others for a limited time. If it is gone, another
-does. Decisions stay in the store: a process that was late applies them without forward passes.
+read by all, so that the weights stay equal bit for bit whoever was late. Those who were in the last
+decision take turns to decide, and wait for the others for a limited time; if the one whose turn it
+is is gone, another does. Decisions stay in the store: a process that was late applies them without
+forward passes.
 """
 
 from __future__ import annotations
@@ -97,14 +98,15 @@ class Exchange:
         Raises:
             torch.distributed.DistStoreError: The store is gone.
         """
-        self._set(f"{step}/{self.rank}", b"".join(ROW.pack(*row) for row in rows))
-        leader = self._alive[0]
-        if self.rank != leader:
+        own = b"".join(ROW.pack(*row) for row in rows)
+        leads = self._alive[step % len(self._alive)] == self.rank
+        if not leads:
+            self._set(f"{step}/{self.rank}", own)
             # The leader waits for the others as long; twice that means that it is gone.
             decided = self._get(f"{step}", 2 * self._timeout)
             if decided is not None:
                 return self._read(decided)
-        return self._decide(step, wait=self.rank == leader)
+        return self._decide(step, own, wait=leads)
 
     def decision(self, step: int) -> list[Row] | None:
         """What was decided for ``step``, if it was."""
@@ -129,33 +131,36 @@ class Exchange:
                 f"{digest}, theirs {first.decode()}; did all begin with the same weights?"
             )
 
-    def _decide(self, step: int, wait: bool) -> list[Row]:
+    def _decide(self, step: int, own: bytes, wait: bool) -> list[Row]:
         deadline = time.monotonic() + self._timeout
-        posted: dict[int, bytes] = {}
+        posted = {self.rank: own}
         for rank in range(self.world_size):
             key = f"{step}/{rank}"
+            if rank == self.rank:
+                continue
             # One that missed the last decision is waited for only if it posted too late for that.
-            expected = rank in self._alive or self._store.check([f"{step - 1}/{rank}"])
-            if wait and expected:
+            if wait and (rank in self._alive or self._store.check([f"{step - 1}/{rank}"])):
                 value = self._get(key, max(0.001, deadline - time.monotonic()))
             else:
                 value = self._get(key, self._timeout) if self._store.check([key]) else None
             if value is not None:
                 posted[rank] = value
         losses: dict[int, list[tuple[float, float]]] = {}
-        for value in posted.values():
+        for _, value in sorted(posted.items()):
             for n, plus, minus in ROW.iter_unpack(value):
                 losses.setdefault(n, []).append((plus, minus))
-        ranks = struct.pack(f"<H{len(posted)}H", len(posted), *posted)
         rows = [
             ROW.pack(n, *(sum(column) / len(pairs) for column in zip(*pairs, strict=True)))
             for n, pairs in sorted(losses.items())
         ]
-        return self._read(self._compare_set(f"{step}", ranks + b"".join(rows)))
+        ranks = [] if len(posted) == self.world_size else sorted(posted)  # none stands for all
+        header = struct.pack(f"<H{len(ranks)}H", len(ranks), *ranks)
+        return self._read(self._compare_set(f"{step}", header + b"".join(rows)))
 
     def _read(self, decided: bytes) -> list[Row]:
         (count,) = struct.unpack_from("<H", decided)
-        self._alive = list(struct.unpack_from(f"<{count}H", decided, 2))
+        ranks = struct.unpack_from(f"<{count}H", decided, 2)
+        self._alive = list(ranks or range(self.world_size))
         return list(ROW.iter_unpack(decided[2 + 2 * count :]))
 
     def _set(self, key: str, value: bytes) -> None:
