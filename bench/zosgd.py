@@ -22,7 +22,7 @@ from bench.parameter_lists import sd15_lora
 from bench.zosgd_cases import EPS, LR, RESTORES, language_model_100m, step_of
 from sopt import replay
 from sopt.memory import LiveStorage
-from sopt.optim import SeedLog, ZOSGD
+from sopt.optim import ZOSGD, SeedLog
 from sopt.optim.seed_log import GroupSettings, Update
 from sopt_kernels import add_noise_
 
@@ -107,13 +107,14 @@ def main() -> None:
     for noise in ("gaussian", "rademacher"):
         figures[noise] = steps(noise)
         for name, row in figures[noise].items():
-            peak = row["extra_peak_bytes"] / 2**20
-            print(f"| {noise} | {name} | {row['seconds']:.3f} | {row['times_mezo']:.1f} | {peak:.1f} |")
+            peak = f"{row['extra_peak_bytes'] / 2**20:.1f}"
+            times = f"{row['times_mezo']:.1f}"
+            print(f"| {noise} | {name} | {row['seconds']:.3f} | {times} | {peak} |")
     figures["seed_log"] = log = seed_log()
     print(
-        f"\nseed log of {log['steps']} steps: {log['bytes']} bytes; replay {log['replay_seconds']:.1f} s"
-        f", the reference's updates {log['reference_seconds']:.0f} s "
-        f"(from {REFERENCE_STEPS} of them), the same bits as step by step"
+        f"\nseed log of {log['steps']} steps: {log['bytes']} bytes; "
+        f"replay {log['replay_seconds']:.1f} s, the same bits as step by step; "
+        f"the reference's updates {log['reference_seconds']:.0f} s, from {REFERENCE_STEPS} of them"
     )
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n")

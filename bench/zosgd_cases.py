@@ -30,9 +30,7 @@ class Block(nn.Module):
         return x
 
 
-def step_of(
-    shapes: Sequence[Shape], restore: str, noise: str = "gaussian"
-) -> Callable[[], object]:
+def step_of(shapes: Sequence[Shape], restore: str, noise: str = "gaussian") -> Callable[[], object]:
     """A step of ZOSGD on float32 zeros, all but its forwards: the closure has no arithmetic."""
     model = nn.Sequential(*map(Block, shapes))
     module = model if restore == "blocks" else None

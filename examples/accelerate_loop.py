@@ -23,9 +23,7 @@ def main(steps: int = 300) -> list[float]:
     losses = []
     for tokens in data:
         with accelerator.accumulate(model):
-            loss = zeroth_order.accumulate(
-                lambda t=tokens: model(input_ids=t, labels=t).loss
-            )
+            loss = zeroth_order.accumulate(lambda t=tokens: model(input_ids=t, labels=t).loss)
             optimizer.step()  # once in two micro-batches; accelerate knows when
             scheduler.step()
         losses.append(loss.item())

@@ -61,9 +61,7 @@ def main(train: str = "full", steps: int = 300) -> list[float]:
     losses = []
     for step in range(steps):
         tokens = text(16, 0.95, seed=10_000 + step)  # once a step, outside of the closure
-        losses.append(
-            optimizer.step(lambda t=tokens: model(input_ids=t, labels=t).loss).item()
-        )
+        losses.append(optimizer.step(lambda t=tokens: model(input_ids=t, labels=t).loss).item())
     tail = max(1, steps // 10)
     first, last = (sum(x) / tail for x in (losses[:tail], losses[-tail:]))
     print(f"{train}: loss {first:.3f} -> {last:.3f}, means of {tail} steps")

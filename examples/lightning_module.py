@@ -47,7 +47,9 @@ def main(steps: int = 300) -> list[float]:
         enable_model_summary=False,
     )
     trainer.fit(module, DataLoader(list(text(16 * steps, 0.95, seed=1)), batch_size=16))
-    print(f"loss {module.losses[0]:.3f} -> {module.losses[-1]:.3f} after {trainer.global_step} steps")
+    print(
+        f"loss {module.losses[0]:.3f} -> {module.losses[-1]:.3f} after {trainer.global_step} steps"
+    )
     return module.losses
 
 

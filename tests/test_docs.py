@@ -20,7 +20,9 @@ def blocks(language: str, page: str = PAGE) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page, steps", [(PAGE, 2000), (OPTIMIZERS, 1000)], ids=["kernels", "optim"])
+@pytest.mark.parametrize(
+    "page, steps", [(PAGE, 2000), (OPTIMIZERS, 1000)], ids=["kernels", "optim"]
+)
 def test_python_runs_in_one_session(page, steps, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     session: dict = {}

@@ -1,4 +1,4 @@
-"""ZOSGD and ZOAdam against plain arithmetic in float64, and every way to continue to the same bits."""
+"""ZOSGD and ZOAdam against plain arithmetic in float64, and the ways to go on to the same bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import linear, mse_loss
 
 from sopt.errors import InputError
-from sopt.optim import ZOAdam, ZOSGD
+from sopt.optim import ZOSGD, ZOAdam
 from sopt.steps.seeds import Tag, seed64
 from sopt_kernels import noise
 
@@ -299,24 +299,30 @@ def test_tied_weights_are_trained_once(restore):
     assert torch.equal(results[0][1], results[1][1])
 
 
-def test_memory_of_a_step_is_none_in_place_one_copy_or_the_largest_block():
+class Idle(nn.Module):
+    """Owns a weight and does nothing: what is allocated is the optimizer's."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(64, 64))
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("restore, tensors", [("inplace", 0), ("copy", 8), ("blocks", 1)])
+def test_memory_of_a_step_is_none_in_place_one_copy_or_the_largest_block(restore, tensors):
     from sopt.memory import LiveStorage
 
-    extra = {}
-    for restore in ("inplace", "copy", "blocks"):
-        model = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(8)))
-        module = model if restore == "blocks" else None
-        optimizer = ZOSGD(model.named_parameters(), 0.01, EPS, restore=restore, module=module)
-        x, peaks = torch.randn(1, 64), []
-        with torch.no_grad(), LiveStorage() as live:
-            before = live.bytes
-            optimizer.step(lambda live=live: peaks.append(live.peak) or 0.0 * len(peaks)
-                           if restore != "blocks" else model(x).sum())  # fmt: skip
-            extra[restore] = live.peak - before
-    weights, block, scalars = 8 * 64 * 64 * 4, 64 * 64 * 4, 2048
-    assert extra["inplace"] <= scalars
-    assert weights <= extra["copy"] <= weights + scalars
-    assert block <= extra["blocks"] <= block + 2 * 64 * 4 + scalars
+    model, loss = nn.Sequential(*(Idle() for _ in range(8))), torch.tensor(1.0)
+    module = model if restore == "blocks" else None
+    optimizer = ZOSGD(model.named_parameters(), 0.01, EPS, restore=restore, module=module)
+    with LiveStorage() as live:
+        before = live.bytes
+        optimizer.step(lambda: model(loss))
+        extra = live.peak - before
+    scalars = 256  # losses, slopes, seeds
+    assert tensors * 64 * 64 * 4 <= extra <= tensors * 64 * 64 * 4 + scalars
 
 
 def test_int8_codes_come_back_and_move_along_what_they_did():

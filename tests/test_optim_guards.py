@@ -10,7 +10,7 @@ from small_models import EPS, bits, loss_of, model_of, same
 from torch import nn
 
 from sopt.errors import InputError
-from sopt.optim import ZOAdam, ZOSGD, noise_floor, precision_report
+from sopt.optim import ZOSGD, ZOAdam, noise_floor, precision_report
 
 
 @pytest.mark.parametrize("returned, message", [
@@ -181,9 +181,7 @@ def test_step_without_losses():
 def test_a_block_that_is_not_called_is_found():
     """Attention reads its output projection's weight without calling it."""
     attention = nn.MultiheadAttention(8, 2, batch_first=True)
-    optimizer = ZOSGD(
-        attention.named_parameters(), 0.01, EPS, restore="blocks", module=attention
-    )
+    optimizer = ZOSGD(attention.named_parameters(), 0.01, EPS, restore="blocks", module=attention)
     start, x = bits(attention), torch.randn(1, 3, 8)
     with pytest.raises(InputError, match="each block's forward to be called, but 'out_proj' was"):
         optimizer.step(lambda: attention(x, x, x)[0].sum())

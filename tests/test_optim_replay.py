@@ -1,4 +1,4 @@
-"""The seed log: what is in it, replay byte for byte, time travel, damage, and other models' logs."""
+"""The seed log: its content, replay byte for byte, time travel, damage, other models' logs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.functional import linear, mse_loss
 
 import sopt
 from sopt.errors import InputError
-from sopt.optim import SeedLog, ZOAdam, ZOSGD
+from sopt.optim import ZOSGD, SeedLog, ZOAdam
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -153,7 +153,7 @@ def test_a_run_goes_on_from_its_log_alone(tmp_path):
         optimizer = ZOSGD(model.named_parameters(), 0.01, EPS, log=log)
         assert optimizer.resume() == steps.start
         for step in steps:
-            optimizer.step(lambda s=step: loss_of(model, s))
+            optimizer.step(lambda m=model, s=step: loss_of(m, s))
     assert same(bits(model), unbroken[-1])
 
 
@@ -198,7 +198,7 @@ def test_a_log_is_neither_overwritten_nor_used_where_it_does_not_belong(tmp_path
         ZOAdam(model_of().named_parameters(), 0.01, EPS, log=log).resume()
     with pytest.raises(InputError, match="names, shapes or dtypes"):
         sopt.replay(model_of(torch.bfloat16), log)
-    with pytest.raises(InputError, match="must have '0.bias'"):
+    with pytest.raises(InputError, match=r"must have '0\.bias'"):
         sopt.replay(nn.Sequential(nn.Tanh(), nn.Linear(8, 16)), log)
     wider = nn.Sequential(nn.Linear(8, 17), nn.Tanh(), nn.Linear(17, 1))
     with pytest.raises(InputError, match="names, shapes or dtypes"):
@@ -210,7 +210,7 @@ def test_a_log_is_neither_overwritten_nor_used_where_it_does_not_belong(tmp_path
     with pytest.raises(InputError, match="is not a seed log"):
         sopt.replay(model_of(), other)
     other.write_bytes(whole[:40] + b"?" + whole[41:])
-    with pytest.raises(InputError, match="header of .* is damaged"):
+    with pytest.raises(InputError, match=r"header of .* is damaged"):
         sopt.replay(model_of(), other)
     assert log.read_bytes() == whole
 
