@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -163,6 +164,8 @@ class BlockWeights(Weights):
         super().__init__(group, tensors, noise, rounding)
         self._at: tuple[int, float] | None = None
         self._base: dict[Tensor, Tensor] = {}  # of the parameters that are scratch now
+        self._scratch: Tensor | None = None  # bytes, as many as the largest block has
+        self._largest = 0
         self._blocks: set[str] = set()
         self._used: set[str] = set()
         streams = dict(zip(map(place, self._list), self._streams, strict=True))
@@ -186,7 +189,7 @@ class BlockWeights(Weights):
             self._used.add(name)
             params = [p for p in own if p not in self._base]  # another block may have it too
             base = [p.data for p in params]
-            scratch = [torch.empty_like(x) for x in base]
+            scratch = self._scratch_like(base)
             streams = [own[p] for p in params]
             write_noisy_(scratch, base, *self._at, streams=streams, kind=self._noise["kind"])
             for p, x, perturbed in zip(params, base, scratch, strict=True):
@@ -198,6 +201,7 @@ class BlockWeights(Weights):
                 p.data = self._base.pop(p)
 
         self._blocks.add(name)
+        self._largest = max(self._largest, sum(map(_aligned_bytes, own)))
         block.register_forward_pre_hook(perturb)
         block.register_forward_hook(restore, always_call=True)  # also if the forward raises
 
@@ -212,12 +216,29 @@ class BlockWeights(Weights):
         self._at = None
         add_noise_(self._list, **self._sum(terms))
 
+    def _scratch_like(self, base: Sequence[Tensor]) -> list[Tensor]:
+        """Memory for perturbed weights: kept, as new pages cost more than the noise in them."""
+        if self._base:  # in use, by a block around this one
+            return [torch.empty_like(x) for x in base]
+        if self._scratch is None:
+            device = self._list[0].device
+            self._scratch = torch.empty(self._largest, dtype=torch.uint8, device=device)
+        offsets = [0, *accumulate(map(_aligned_bytes, base))]
+        return [
+            self._scratch[start : start + x.nbytes].view(x.dtype).view(x.shape)
+            for start, x in zip(offsets, base, strict=False)
+        ]
+
     def check_evaluated(self) -> None:
         if self._at is not None and (unused := sorted(self._blocks - self._used)):
             raise InputError(
                 f"restore='blocks' needs each block's forward to be called, but {unused[0]!r} was "
                 "not: leave its parameters out, or use restore='copy'"
             )
+
+
+def _aligned_bytes(x: Tensor) -> int:
+    return -(-x.nbytes // 64) * 64  # of a cache line
 
 
 class Codes(Weights):
