@@ -6,7 +6,7 @@ Each class holds some tensors of one parameter group. ``move`` takes the weights
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
