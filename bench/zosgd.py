@@ -1,10 +1,10 @@
 """Time and memory of a ZOSGD step beside its forwards; size and replay of a seed log.
 
-``python -m bench.zosgd [--threads N] [--json FILE]``: MeZO's way in the same process, rounds taken
+``python -m bench.zosgd [--threads N] [--device cuda --large] [--json FILE]``: MeZO's way in the same process, rounds taken
 in turn, medians. With one thread, its CPU time, in which other processes do not count; with more,
 by the clock on the wall, which needs an idle machine. torch draws its normal samples in one thread
-whatever their number. The language model has 100.5 M float32 parameters, the LoRA is SD1.5's at
-rank 4.
+whatever their number. The language model has 100.5 M float32 parameters, with --large the 1.3 G
+of OPT-1.3B; the LoRA is SD1.5's at rank 4.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench import mezo_reference
-from bench.parameter_lists import sd15_lora
+from bench.parameter_lists import Shape, language_model, sd15_lora
 from bench.zosgd_cases import EPS, LR, RESTORES, language_model_100m, step_of
 from sopt import replay
 from sopt.memory import LiveStorage
@@ -32,28 +32,37 @@ from sopt_kernels import add_noise_
 ROUNDS, STEPS, REFERENCE_STEPS = 5, 20_000, 50
 
 
-def seconds(call: Callable[[], object]) -> float:
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+def seconds(call: Callable[[], object], device: str = "cpu") -> float:
+    own = torch.get_num_threads() == 1 and device == "cpu"
+    clock = time.thread_time if own else time.perf_counter
     start = clock()
     call()
+    if device == "cuda":
+        torch.cuda.synchronize()
     return clock() - start
 
 
-def extra_bytes(call: Callable[[], object]) -> int:
+def extra_bytes(call: Callable[[], object], device: str) -> int:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        allocated = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - allocated
     with LiveStorage() as live:
         before = live.bytes
         call()
         return live.peak - before
 
 
-def steps(noise: str) -> dict[str, dict[str, float]]:
+def steps(shapes: Sequence[Shape], noise: str, device: str) -> dict[str, dict[str, float]]:
     """Seconds and extra peak bytes of a step, by restore; "mezo" beside them."""
-    shapes = language_model_100m()
-    tensors = [torch.zeros(shape) for shape in shapes]
-    calls: dict[str, Callable[[], object]] = {r: step_of(shapes, r, noise) for r in RESTORES}
+    tensors = [torch.zeros(shape, device=device) for shape in shapes]
+    calls: dict[str, Callable[[], object]] = {
+        restore: step_of(shapes, restore, noise, device) for restore in RESTORES
+    }
     calls["mezo"] = lambda: mezo_reference.step(tensors, 1, EPS, 0.5, LR)
-    peaks = {name: extra_bytes(call) for name, call in calls.items()}  # the warm-up, too
-    rounds = [{name: seconds(call) for name, call in calls.items()} for _ in range(ROUNDS)]
+    peaks = {name: extra_bytes(call, device) for name, call in calls.items()}  # the warm-up, too
+    rounds = [{name: seconds(call, device) for name, call in calls.items()} for _ in range(ROUNDS)]
     return {
         name: {
             "seconds": statistics.median(r[name] for r in rounds),
@@ -102,14 +111,17 @@ def seed_log() -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--large", action="store_true", help="1.3 G parameters: 30 GiB of memory")
     parser.add_argument("--json", help="also write the figures there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     figures: dict[str, Any] = {"threads": arguments.threads, "torch": torch.__version__}
+    shapes = language_model() if arguments.large else language_model_100m()
     print("| noise | restore | s beside the forwards | times MeZO's | extra peak, MiB |")
     print("| --- | --- | --- | --- | --- |")
     for noise in ("gaussian", "rademacher"):
-        figures[noise] = steps(noise)
+        figures[noise] = steps(shapes, noise, arguments.device)
         for name, row in figures[noise].items():
             peak = f"{row['extra_peak_bytes'] / 2**20:.1f}"
             times = f"{row['times_mezo']:.1f}"

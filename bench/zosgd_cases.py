@@ -22,22 +22,24 @@ def language_model_100m() -> list[Shape]:
 class Block(nn.Module):
     """Owns a weight and does nothing."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, device: str) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(shape))
+        self.weight = nn.Parameter(torch.zeros(shape, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
-def step_of(shapes: Sequence[Shape], restore: str, noise: str = "gaussian") -> Callable[[], object]:
+def step_of(
+    shapes: Sequence[Shape], restore: str, noise: str = "gaussian", device: str = "cpu"
+) -> Callable[[], object]:
     """A step of ZOSGD on float32 zeros, all but its forwards: the closure has no arithmetic."""
-    model = nn.Sequential(*map(Block, shapes))
+    model = nn.Sequential(*(Block(shape, device) for shape in shapes))
     module = model if restore == "blocks" else None
     optimizer = ZOSGD(
         model.named_parameters(), LR, EPS, noise=noise, restore=restore, module=module
     )
-    losses = [torch.tensor(0.5), torch.tensor(0.25)]
+    losses = [torch.tensor(x, device=device) for x in (0.5, 0.25)]
 
     def closure() -> Tensor:
         losses.reverse()
