@@ -1,10 +1,10 @@
 """Time and memory of a ZOSGD step beside its forwards; size and replay of a seed log.
 
 ``python -m bench.zosgd [--threads N] [--device cuda --large] [--json FILE]``: MeZO's way in the
-same process, rounds taken in turn, medians. With one thread, its CPU time, in which other processes do
-not count; with more, by the clock on the wall, which needs an idle machine. torch draws its normal
-samples in one thread whatever their number. The language model has 100.5 M float32 parameters, with
---large the 1.3 G of OPT-1.3B; the LoRA is SD1.5's at rank 4.
+same process, rounds taken in turn, medians. With one thread, its CPU time, in which other processes
+do not count; with more, by the clock on the wall, which needs an idle machine. torch draws its
+normal samples in one thread whatever their number. The language model has 100.5 M float32
+parameters, with --large the 1.3 G of OPT-1.3B; the LoRA is SD1.5's at rank 4.
 """
 
 from __future__ import annotations
