@@ -27,10 +27,13 @@ def main() -> None:
     torch.set_num_threads(1)
     options = {"share": share, "timeout": 20.0, "check_every": 5}
     if int(port):
-        timeout = timedelta(seconds=60)
+        timeout = timedelta(seconds=300)
         store = torch.distributed.TCPStore("127.0.0.1", int(port), timeout=timeout)
-        options["timeout"] = 1.0
+        options["timeout"] = 3.0
         exchange = Exchange(store, int(rank), int(world), **options)
+        store.add("ready", 1)  # imports take much longer than the time limit
+        while store.add("ready", 0) < int(world):
+            time.sleep(0.01)
     else:
         torch.distributed.init_process_group("gloo")
         exchange = Exchange.from_environment(**options)
