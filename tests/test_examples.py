@@ -26,7 +26,11 @@ def test_plain_pytorch(monkeypatch, capsys):
     assert "replay is equal: True" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("train", ["full", "lora", "int8"])
+@pytest.mark.parametrize("train", [
+    "full",
+    pytest.param("lora", marks=pytest.mark.slow),
+    pytest.param("int8", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_causal_language_model(monkeypatch, train):
     assert falls(run(monkeypatch, "causal_lm", train=train, steps=150), 0.95)
 
@@ -38,5 +42,6 @@ def test_trainers_of_others(monkeypatch, name):
     assert falls(run(monkeypatch, name, steps=150), 0.95)
 
 
+@pytest.mark.slow
 def test_diffusers_script(monkeypatch):
     assert falls(run(monkeypatch, "diffusers_script", steps=40), 0.98)

@@ -97,6 +97,13 @@ def test_losses_of_low_precision_are_told(caplog):
     assert "loss is torch.bfloat16" in caplog.text
 
 
+def test_drift_in_16_bits_is_told(caplog):
+    for dtype, told in ((torch.float32, False), (torch.bfloat16, True)):
+        caplog.clear()
+        ZOSGD(model_of(dtype).named_parameters(), 0.01, EPS, restore="inplace")
+        assert ("drifts in 16 bits" in caplog.text) == told
+
+
 def test_eps_against_the_grid_of_each_dtype():
     named = [
         (str(dtype), nn.Parameter(torch.full((4096,), 0.02, dtype=dtype)))

@@ -36,11 +36,9 @@ def one_process(share, world):
     return optimizer.digest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world, share", [
-    (2, "data"),
-    pytest.param(2, "perturbations", marks=pytest.mark.slow),
-    pytest.param(4, "perturbations", marks=pytest.mark.slow),
-    pytest.param(4, "data", marks=pytest.mark.slow),
+    (2, "data"), (2, "perturbations"), (4, "perturbations"), (4, "data"),
 ])  # fmt: skip
 def test_torchrun_gives_the_weights_of_one_process(world, share, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

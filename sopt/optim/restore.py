@@ -6,6 +6,7 @@ Each class holds some tensors of one parameter group. ``move`` takes the weights
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -25,6 +26,8 @@ from sopt_kernels import (
 
 from ..errors import InputError
 from .tensors import place
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,14 @@ class InPlaceWeights(Weights):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._at: tuple[int, float] | None = None  # seed and coefficient
+        coarse = [name for name, x in self.tensors.items() if x.dtype != torch.float32]
+        if coarse:
+            logger.warning(
+                "restore='inplace' drifts in 16 bits: each step rounds %s and %d others several "
+                "times (sopt.optim.precision_report says how much); 'blocks' is exact",
+                coarse[0],
+                len(coarse) - 1,
+            )
 
     def move(self, seed: int, coefficient: float, rounding_seed: int) -> None:
         if self._at is None:
