@@ -137,6 +137,50 @@ def test_a_missing_rank_is_waited_for_once_and_awaited_again_after_it_returns(mi
     assert all([row[0] for row in rows] == [0, 1, 2] for rows in answers.values())
 
 
+def test_processes_that_all_restart_go_on_from_the_least_of_their_logs(tmp_path):
+    """As after a failure under torchrun: one had logged a step more than the other."""
+
+    def run(store, last_of_rank, digests):
+        def process(rank):
+            model = model_of()
+            exchange = Exchange(store, rank, 2, share="perturbations", timeout=20.0)
+            optimizer = ZOSGD(
+                model.named_parameters(), 0.01, EPS, 2, log=tmp_path / f"{rank}", exchange=exchange
+            )
+            for step in range(optimizer.resume(), last_of_rank[rank]):
+                optimizer.step(lambda s=step: loss_of(model, s))
+            digests[rank] = optimizer.digest()
+
+        threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    digests = {}
+    run(torch.distributed.HashStore(), [5, 5], digests)
+    log = tmp_path / "1"
+    log.write_bytes(log.read_bytes()[:-5])  # killed while it wrote step 5
+    run(torch.distributed.HashStore(), [9, 9], digests)
+    alone = model_of()
+    optimizer = ZOSGD(alone.named_parameters(), 0.01, EPS, 2)
+    for step in range(9):
+        optimizer.step(lambda s=step: loss_of(alone, s))
+    assert digests == {0: optimizer.digest(), 1: optimizer.digest()}
+    assert (tmp_path / "0").read_bytes() == log.read_bytes()
+
+
+def test_a_process_that_is_behind_where_the_others_began_is_told():
+    store = torch.distributed.HashStore()
+    late, early = (Exchange(store, rank, 2, timeout=0.01) for rank in range(2))
+    assert early.begin(7) == 7
+    early.joined()
+    assert early.begin(9) == 9  # back after a failure of its own
+    with pytest.raises(InputError, match="ends at step 6, but the others go on from step 7"):
+        late.begin(6)
+    assert late.begin(8) == 7
+
+
 def test_weights_that_differ_are_found():
     ranks, _ = exchanges(2, check_every=3)
     assert [ranks[0].checks(step) for step in (1, 2, 3, 6)] == [False, False, True, True]

@@ -92,6 +92,37 @@ class Exchange:
             return range(num_perturbations)
         return range(self.rank, num_perturbations, self.world_size)
 
+    def begin(self, step: int) -> int:
+        """The step to go on from, of a process whose log ends at ``step``.
+
+        At the start of a run it is the least of all logs', as the others' later steps will be done
+        again, perhaps by fewer processes. A process that returns goes on from its own.
+
+        Raises:
+            InputError: The others began after ``step``.
+        """
+        if self.world_size == 1 or self._store.check([f"joined/{self.rank}"]):
+            return step
+        deadline = time.monotonic() + self._timeout
+        self._set(f"start/{self.rank}", b"%d" % step)
+        steps = [
+            self._get(f"start/{rank}", max(0.001, deadline - time.monotonic()))
+            for rank in range(self.world_size)
+        ]
+        least = min(int(x) for x in steps if x is not None)
+        start = int(self._compare_set("start", b"%d" % least))
+        if start > step:
+            raise InputError(
+                f"log of process {self.rank} ends at step {step}, but the others go on from step "
+                f"{start}: put a copy of one of their logs in its place"
+            )
+        return start
+
+    def joined(self) -> None:
+        """From now on this process's log is of this run."""
+        if self.world_size > 1:
+            self._set(f"joined/{self.rank}", b"1")
+
     def share(self, step: int, rows: Sequence[Row]) -> list[Row]:
         """Post this process's losses; what was decided, the same for all.
 

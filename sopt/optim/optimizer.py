@@ -157,6 +157,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
     def resume(self) -> int:
         """Replay an existing log into the parameters, which must be those the run began with.
 
+        With an exchange, first agree with the other processes on the step to go on from.
+
         Returns:
             The number of steps done; 0 if there is no log yet.
 
@@ -165,10 +167,16 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         """
         if self._setup.log is None or self.steps:
             raise InputError("resume() needs log= and comes before the first step")
-        if Path(self._setup.log).exists():
-            log = SeedLog(self._setup.log)
+        log = SeedLog(self._setup.log) if Path(self._setup.log).exists() else None
+        exchange = self._setup.exchange
+        if exchange is not None:
+            start = exchange.begin(log.step if log is not None else 0)
+            log = log.truncated(start) if log is not None else None
+        if log is not None:
             self.replay(log)
             self._log = log
+        if exchange is not None:
+            exchange.joined()
         return self.steps
 
     @torch.no_grad()
