@@ -31,10 +31,8 @@ Closure = Callable[[], Tensor | float]
 class ZerothOrderOptimizer(torch.optim.Optimizer):
     """Losses at perturbed weights in, an update along the perturbations out.
 
-    A step is: :meth:`_accumulate` (losses), :meth:`_share` (those of other processes),
-    :meth:`_update_of` (coefficients), :meth:`_apply` (weights), the log.
-
-    A subclass says what a group's coefficients are factors of (:meth:`_settings`,
+    A step is :meth:`_accumulate` (losses), the exchange, :meth:`_update_of` (coefficients),
+    :meth:`_apply` (weights) and the log. A subclass says what a group's coefficients are factors of (:meth:`_settings`,
     :meth:`_factor`), and how they reach the weights (:meth:`_update_weights`).
     """
 
@@ -168,15 +166,14 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         if self._setup.log is None or self.steps:
             raise InputError("resume() needs log= and comes before the first step")
         log = SeedLog(self._setup.log) if Path(self._setup.log).exists() else None
-        exchange = self._setup.exchange
-        if exchange is not None:
-            start = exchange.begin(log.step if log is not None else 0)
-            log = log.truncated(start) if log is not None else None
+        start = 0 if log is None else log.step
+        if self._setup.exchange is not None:
+            start = self._setup.exchange.begin(start)
         if log is not None:
-            self.replay(log)
-            self._log = log
-        if exchange is not None:
-            exchange.joined()
+            self._log = log.truncated(start)
+            self.replay(self._log)
+        if self._setup.exchange is not None:
+            self._setup.exchange.joined()
         return self.steps
 
     @torch.no_grad()
