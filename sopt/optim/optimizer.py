@@ -32,8 +32,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
     """Losses at perturbed weights in, an update along the perturbations out.
 
     A step is :meth:`_accumulate` (losses), the exchange, :meth:`_update_of` (coefficients),
-    :meth:`_apply` (weights) and the log. A subclass says what a group's coefficients are factors of (:meth:`_settings`,
-    :meth:`_factor`), and how they reach the weights (:meth:`_update_weights`).
+    :meth:`_apply` (weights) and the log. A subclass says what a group's coefficients are factors of
+    (:meth:`_settings`, :meth:`_factor`), and how they reach the weights (:meth:`_update_weights`).
     """
 
     steps: int  # done so far, skipped ones included
