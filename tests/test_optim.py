@@ -367,7 +367,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted():
                 assert same(bits(model), start)
         assert optimizer.skipped == optimizer.steps == 12
         signs = iter([1, -1, 1, -1])
-        optimizer.step(lambda s=signs: 3e38 * next(s))  # finite, but their difference is not
+        # Finite losses, whose difference is not.
+        optimizer.step(lambda m=model, s=signs: 0 * loss_of(m) + 3e38 * next(s))
         assert optimizer.skipped == 13
         assert same(bits(model), start)
 
