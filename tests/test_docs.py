@@ -1,4 +1,4 @@
-"""docs/kernels.md: its code runs, its figures are the command's, its reference is complete."""
+"""docs/: the code runs; the kernels' figures are the command's and their reference is complete."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ import pytest
 from sopt_kernels import _native, add_noise_, noise
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "kernels.md").read_text()
+PAGE, OPTIMIZERS = ((ROOT / "docs" / name).read_text() for name in ("kernels.md", "optim.md"))
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = PAGE) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_python_runs_in_one_session():
+@pytest.mark.parametrize(
+    "page, steps", [(PAGE, 2000), (OPTIMIZERS, 1000)], ids=["kernels", "optim"]
+)
+def test_python_runs_in_one_session(page, steps, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     session: dict = {}
-    for block in blocks("python"):
-        exec(compile(block, "docs/kernels.md", "exec"), session)
-    assert len(session["history"]) == 2000
+    for block in blocks("python", page):
+        exec(compile(block, "docs", "exec"), session)
+    assert len(session["history"]) == steps
 
 
 def test_the_step_is_as_short_as_it_says():
@@ -63,5 +67,5 @@ def test_every_function_of_the_header_is_there():
 
 
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", PAGE):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", PAGE + OPTIMIZERS):
         assert (ROOT / "docs" / target).exists(), target

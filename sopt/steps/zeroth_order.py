@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sopt_kernels import add_noise_, write_noisy_
+from sopt_kernels import add_noise_
 
+from ..optim.restore import CopiedWeights
 from .loss import Loss
 
 
@@ -67,16 +68,15 @@ def zeroth_order_step(
         (10.0, tensor([1.5000]))
     """
     params, streams = list(adapter.values()), list(adapter)
-    base = [param.clone() for param in params]
+    weights = CopiedWeights(0, adapter, noise, "nearest")
     losses: list[Tensor] = []
     try:
         for seed in seeds:
             for sign in (1, -1):
-                write_noisy_(params, base, seed, sign * eps, streams=streams, kind=noise)
+                weights.move(seed, sign * eps, 0)
                 losses.append(loss())
     finally:
-        for param, value in zip(params, base, strict=True):
-            param.copy_(value)
+        weights.home()
     plus, minus = torch.stack(losses).float().view(-1, 2).unbind(1)  # (N,) each
     slopes = (plus - minus) / (2 * eps)
     coefficients = slopes * (-lr / len(seeds))

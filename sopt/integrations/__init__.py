@@ -1,0 +1,1 @@
+"""What other trainers need to use the optimizers of :mod:`sopt.optim`; most need nothing."""

@@ -1,0 +1,36 @@
+"""Zeroth-order steps in Hugging Face's ``Trainer``, which calls ``step()`` without a closure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+class ZerothOrderMixin:
+    """Makes a ``Trainer`` whose optimizer is one of :mod:`sopt.optim`; put it before ``Trainer``.
+
+    Each micro-batch is evaluated along the step's directions, in eval mode and without gradients;
+    ``Trainer`` steps when it has seen ``gradient_accumulation_steps`` of them, and schedules,
+    logs, evaluates and saves as ever. Set ``max_grad_norm=0``: there is no gradient to clip;
+    ``clip=`` of the optimizer bounds the slopes.
+
+    Example:
+        >>> class ZerothOrderTrainer(ZerothOrderMixin, Trainer): ...
+        >>> optimizer = ZOSGD(model.named_parameters(), lr=1e-6, eps=1e-3)
+        >>> ZerothOrderTrainer(model, arguments, train_dataset=data, optimizers=(optimizer, None))
+    """
+
+    def training_step(
+        self: Any, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The loss of a micro-batch, as ``Trainer`` sums it over the micro-batches of a step."""
+        model.eval()
+        inputs = self._prepare_inputs(inputs)
+
+        def closure() -> Tensor:
+            with self.compute_loss_context_manager():
+                return self.compute_loss(model, inputs)
+
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
+        return optimizer.accumulate(closure) / self.current_gradient_accumulation_steps

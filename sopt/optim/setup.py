@@ -1,0 +1,71 @@
+"""The settings of a run that no parameter group has for itself, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ..errors import InputError, nearest
+from .distributed import Exchange
+from .seed_log import MOST_PERTURBATIONS
+from .tensors import canonical_name
+
+RESTORES = ("copy", "inplace", "blocks")
+ESTIMATORS = ("two-sided", "one-sided")
+NOISES = ("gaussian", "rademacher")
+ROUNDINGS = ("nearest", "stochastic")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Arguments of :class:`~sopt.optim.ZOSGD`, with their meaning there."""
+
+    num_perturbations: int = 1
+    noise: str = "gaussian"
+    seed: int = 0
+    restore: str = "copy"
+    estimator: str = "two-sided"
+    rounding: str = "nearest"
+    module: nn.Module | None = None
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
+    headroom: int = 8
+    log: str | Path | None = None
+    exchange: Exchange | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("noise", self.noise, NOISES)
+        _check_choice("restore", self.restore, RESTORES)
+        _check_choice("estimator", self.estimator, ESTIMATORS)
+        _check_choice("rounding", self.rounding, ROUNDINGS)
+        if not 1 <= self.num_perturbations < MOST_PERTURBATIONS:
+            raise InputError(
+                f"num_perturbations must be in [1, {MOST_PERTURBATIONS - 1}], "
+                f"got {self.num_perturbations}"
+            )
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"seed must be in [0, 2**64), got {self.seed}")
+        if (self.restore == "blocks") != (self.module is not None):
+            raise InputError(
+                "module must be given with restore='blocks' and not without, "
+                f"got restore={self.restore!r}, module={type(self.module).__name__}"
+            )
+        scales = {canonical_name(name): x for name, x in self.scales.items()}
+        object.__setattr__(self, "scales", scales)
+
+    @property
+    def sides(self) -> int:
+        return 2 if self.estimator == "two-sided" else 1
+
+    def indices(self) -> range:
+        """The perturbations that this process evaluates."""
+        if self.exchange is None:
+            return range(self.num_perturbations)
+        return self.exchange.indices(self.num_perturbations)
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InputError(f"{name} must be one of {known}, got {value!r}: {nearest(value, known)}")

@@ -1,0 +1,36 @@
+"""A regression small enough for many steps of an optimizer, and its weights' bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+EPS = 2.0**-7  # a power of two: division by 2 eps does not round
+
+
+def model_of(dtype=torch.float32, seed=0):
+    """Two linear layers with a tanh between them; 8 -> 16 -> 1."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)).to(dtype)
+
+
+def batch(step=0):
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(32, 8, generator=generator)
+    return x, x.sin().sum(dim=1, keepdim=True)
+
+
+def loss_of(model, step=0):
+    x, y = batch(step)
+    dtype = next(model.parameters()).dtype
+    return mse_loss(model(x.to(dtype)).float(), y)
+
+
+def bits(model):
+    return [p.detach().clone().view(torch.uint8) for p in model.parameters()]
+
+
+def same(a, b):
+    return all(map(torch.equal, a, b))
