@@ -47,6 +47,8 @@ class Op:
     samples: Callable[[str], Iterable[tuple]]  # device -> argument tuples, for tests and bench
     native: Mapping[str, Callable] = field(default_factory=dict)  # device type -> launcher
     triton: Callable | str | None = None  # or why it is not written; None: no Triton installed
+    # (backward, setup_context) of torch.library.register_autograd; None: nothing to differentiate
+    autograd: tuple[Callable, Callable] | None = None
 
     def implementations(self, device_type: str) -> dict[str, Callable | str]:
         """Each backend's body on ``device_type``, or why there is none; best first."""
@@ -93,6 +95,11 @@ def register(op: Op) -> None:
         body = op.backends(device_type)[op.select(device_type)]
         _lib.impl(op.name, body, device_type.upper())
     torch.library.register_fake(f"{NAMESPACE}::{op.name}", op.fake, lib=_lib)
+    if op.autograd is not None:
+        backward, setup_context = op.autograd
+        torch.library.register_autograd(
+            f"{NAMESPACE}::{op.name}", backward, setup_context=setup_context, lib=_lib
+        )
 
 
 def backends() -> list[Body]:

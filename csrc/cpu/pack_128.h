@@ -58,6 +58,7 @@ struct Pack {
 #endif
 
   SOPT_INLINE F max(F x, F y) { return x > y ? x : y; }  // y if either is NaN
+  SOPT_INLINE I max(I x, I y) { return x > y ? x : y; }
   SOPT_INLINE F floor(F x) {
 #if defined(__SSE4_1__)
     return _mm_floor_ps(x);
