@@ -12,6 +12,7 @@ from .data import Picture, square_crop, to_pixels, weighted_index
 from .memory import MemoryRecorder
 from .models import Model
 from .models.conditioning import Prompt, encode_prompts, time_ids
+from .models.storage import Storage
 from .steps.loss import Sample
 from .steps.seeds import Tag, integer, noise, seed64
 
@@ -81,7 +82,7 @@ def build_cache(
     model: Model,
     pictures: Sequence[Picture],
     sides: Sequence[int],
-    dtype: torch.dtype,
+    dtype: Storage,
     memory: MemoryRecorder,
 ) -> Cache:
     """Encode the captions, then the pictures at each side; no encoder stays in memory.

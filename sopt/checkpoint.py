@@ -7,6 +7,7 @@ the optimizer's moments and the number of steps done.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -114,7 +115,7 @@ def fingerprint(module: torch.nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     weights = {
         name.replace(".base_layer.", "."): weight
-        for name, weight in module.named_parameters()
+        for name, weight in itertools.chain(module.named_parameters(), module.named_buffers())
         if not weight.requires_grad
     }
     for name, weight in sorted(weights.items()):

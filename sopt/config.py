@@ -21,7 +21,7 @@ METHODS = ("selective", "backprop-high", "backprop-low", "zeroth-order")
 SCHEDULES = ("dtap", "tap", "random", "reversed")
 NOISES = ("gaussian", "rademacher")
 RESUME = ("auto", "never")
-WEIGHTS = ("float32", "bfloat16", "float16")
+WEIGHTS = ("float32", "bfloat16", "float16", "int8")
 
 # The methods that are the selective trainer with a constant schedule and a resolution.
 _IMPLIED: dict[str, dict[str, float]] = {

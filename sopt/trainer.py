@@ -24,6 +24,7 @@ from .budget import Budget, process_bound, readable
 from .checkpoint import Checkpoint, History, fingerprint, optimizer_state
 from .config import TrainConfig
 from .data import Picture, describe_pictures, load_pictures
+from .devices import weight_storage
 from .errors import InputError
 from .export import save_diffusers_lora, save_kohya_lora
 from .files import check_writable, write_bytes, write_json, write_text
@@ -73,7 +74,7 @@ def train(**settings: Any) -> Run:
     pictures = _load_pictures(config)
     model = open_model(config.model)
     config = _settle(resolve(config, model), model, pictures)
-    weights = getattr(torch, str(config.weights))
+    weights = weight_storage(str(config.weights), str(config.device))
     subjects, priors = (
         [picture for picture in pictures if picture.regularization == regularization]
         for regularization in (False, True)

@@ -14,6 +14,7 @@ from .cache import build_cache
 from .checkpoint import fingerprint
 from .config import TrainConfig
 from .data import Picture
+from .devices import weight_storage
 from .frozen import forget_inputs_of_frozen_convolutions
 from .memory import MemoryRecorder
 from .models import Model, inject_lora
@@ -40,7 +41,7 @@ class Training:
         memory: MemoryRecorder,
     ) -> None:
         self._config = config
-        dtype = getattr(torch, str(config.weights))
+        dtype = weight_storage(str(config.weights), str(memory.device))
         self._cache = build_cache(model, pictures, sides(config), dtype, memory)
         with memory.phase("load"):
             unet = model.load("unet", dtype, memory.device)

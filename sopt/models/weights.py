@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..quantization import Int8Weight, become_int8, quantizable_layers, quantize_weight
 
 _DTYPES = {
     "F64": torch.float64,
@@ -31,28 +32,46 @@ _RENAMED = (
 )
 
 
-def materialize(module: nn.Module, fill: Callable[[str, Tensor], Tensor]) -> nn.Module:
+def materialize(
+    module: nn.Module,
+    fill: Callable[[str, Tensor], Tensor],
+    int8: str | None = None,
+    fill_int8: Callable[[str, Tensor], Int8Weight] | None = None,
+) -> nn.Module:
     """Give every parameter of a network on the meta device its value, in place.
 
     Args:
         fill: Called with the name and the meta tensor of each parameter, gives the value.
+        int8: Put linear layers and convolutions on int8 weights, with these activations.
+        fill_int8: Gives their weights; what ``fill`` gives, quantized, if not given.
 
     Returns:
         ``module``, in eval mode and frozen.
     """
+    layers = {} if int8 is None else quantizable_layers(module)
     for path, owner in list(module.named_modules()):
+        codes = None
         for leaf, weight in list(owner.named_parameters(recurse=False)):
             name = f"{path}.{leaf}" if path else leaf
+            if path in layers and leaf == "weight":
+                codes = fill_int8(name, weight) if fill_int8 else quantize_weight(fill(name, weight))
+                continue
             owner.register_parameter(leaf, nn.Parameter(fill(name, weight), requires_grad=False))
         for leaf, buffer in list(owner.named_buffers(recurse=False)):
             assert leaf == "position_ids", f"{path}.{leaf} is not known"  # CLIP's: 0, 1, 2, ...
             positions = torch.arange(buffer.shape[-1]).expand(buffer.shape)
             owner.register_buffer(leaf, positions, persistent=False)
+        if int8 is not None and codes is not None:
+            become_int8(layers[path], codes, int8)
     return module.eval()
 
 
 def load_files(
-    module: nn.Module, files: Sequence[Path], dtype: torch.dtype, dropped: Iterable[str] = ()
+    module: nn.Module,
+    files: Sequence[Path],
+    dtype: torch.dtype,
+    dropped: Iterable[str] = (),
+    int8: str | None = None,
 ) -> nn.Module:
     """Fill a network on the meta device from safetensors files, reading each tensor once.
 
@@ -60,20 +79,24 @@ def load_files(
         files: The file, or all shards.
         dtype: Of the weights in memory; values are converted in pieces.
         dropped: Prefixes of tensors that are checked only: better now than after training.
+        int8: Put linear layers and convolutions on int8 weights, with these activations; each is
+            quantized when it is read, in the precision of the file.
 
     Raises:
         InputError: A file is cut off or damaged, or a weight is missing, of another shape, NaN or
             infinite.
     """
     expected = dict(module.named_parameters())
+    quantized = () if int8 is None else {f"{path}.weight" for path in quantizable_layers(module)}
     values: dict[str, Tensor] = {}
+    codes: dict[str, Int8Weight] = {}
     for file in files:
         for stored, read in _tensors(file):
             name = _current_name(stored, expected)
             is_dropped = any(stored.startswith(prefix) for prefix in dropped)
             if name is None and not is_dropped:
                 continue
-            tensor = read(dtype)
+            tensor = read(torch.float32 if name in quantized else dtype)
             if not torch.isfinite(tensor).all():
                 raise InputError(
                     f"the weights must be finite, but {stored} of {file} has NaN or infinite values"
@@ -85,14 +108,20 @@ def load_files(
                     f"{file}: {stored} must have the shape {tuple(expected[name].shape)}, "
                     f"got {tuple(tensor.shape)}"
                 )
-            values[name] = tensor.view(expected[name].shape)
-    missing = [name for name in expected if name not in values]
+            tensor = tensor.view(expected[name].shape)
+            if name in quantized:
+                codes[name] = quantize_weight(tensor)
+            else:
+                values[name] = tensor
+    missing = [name for name in expected if name not in values and name not in codes]
     if missing:
         raise InputError(
             f"{files[0].parent} lacks {len(missing)} of {len(expected)} weights, "
             f"{missing[0]} among them"
         )
-    return materialize(module, lambda name, _: values.pop(name))
+    return materialize(
+        module, lambda name, _: values.pop(name), int8, lambda name, _: codes.pop(name)
+    )
 
 
 def _current_name(stored: str, expected: Mapping[str, Tensor]) -> str | None:

@@ -67,11 +67,17 @@ class Int8Layer(nn.Module):
     def take(self, weight: Int8Weight, activations: str) -> None:
         """Put int8 codes in the place of this layer's own weight."""
         bias: Any = self.bias
-        del self.weight, self.bias
+        del self.bias
+        self.register_parameter("weight", None)
         self.register_buffer("codes", weight.codes)
         self.register_buffer("scales", weight.scales)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
         self.activations = activations
+
+    @property
+    def qweight(self) -> Tensor:
+        """The codes, by the name under which peft looks for a quantized layer's device."""
+        return self.codes
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Int8Layer:
         """Scales and biases follow to another device, and not to another dtype."""
