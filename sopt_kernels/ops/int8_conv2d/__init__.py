@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._int8_layers import check_no_gradient, image_samples, layer_sample
-from ..._registry import Op, register
+from ..._registry import Op, register, triton_body
 from .native import int8_conv2d_backward_cpu, int8_conv2d_cpu
 from .reference import check, check_backward, result_sides
 from .reference import int8_conv2d as _reference
@@ -148,6 +148,7 @@ register(
         fake=_fake,
         samples=_samples,
         native={"cpu": int8_conv2d_cpu},
+        triton=triton_body(__name__, "int8_conv2d"),
         autograd=(_backward, _setup_context),
     )
 )
@@ -162,5 +163,6 @@ register(
         fake=_fake_backward,
         samples=_samples_backward,
         native={"cpu": int8_conv2d_backward_cpu},
+        triton=triton_body(__name__, "int8_conv2d_backward"),
     )
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._int8_layers import check_no_gradient, image_samples, layer_sample
-from ..._registry import Op, register
+from ..._registry import Op, register, triton_body
 from .native import int8_linear_backward_cpu, int8_linear_cpu
 from .reference import check, check_backward
 from .reference import int8_linear as _reference
@@ -113,6 +113,7 @@ register(
         fake=_fake,
         samples=_samples,
         native={"cpu": int8_linear_cpu},
+        triton=triton_body(__name__, "int8_linear"),
         autograd=(_backward, _setup_context),
     )
 )
@@ -124,5 +125,6 @@ register(
         fake=_fake_backward,
         samples=_samples_backward,
         native={"cpu": int8_linear_backward_cpu},
+        triton=triton_body(__name__, "int8_linear_backward"),
     )
 )
