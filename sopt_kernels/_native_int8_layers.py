@@ -14,7 +14,15 @@ _forward_scratch = bind(
 )
 _backward = bind("cpu", "sopt_int8_conv2d_backward_cpu", PTR, PTR, PTR, I64, I64, ENUM, I64, PTR)
 _backward_scratch = bind(
-    "cpu", "sopt_int8_conv2d_backward_scratch_cpu", PTR, PTR, I64, I64, ENUM, I64, returns_bytes=True
+    "cpu",
+    "sopt_int8_conv2d_backward_scratch_cpu",
+    PTR,
+    PTR,
+    I64,
+    I64,
+    ENUM,
+    I64,
+    returns_bytes=True,
 )
 
 
@@ -35,9 +43,7 @@ def forward_cpu(
     x, dtype = image_entry(image), DTYPE_CODE[image.dtype]
     elements = int(activations == ACTIVATIONS[0])  # sopt_elements
     threads = torch.get_num_threads()
-    scratch = torch.empty(
-        _forward_scratch(layer, x, dtype, elements, threads), dtype=torch.uint8
-    )
+    scratch = torch.empty(_forward_scratch(layer, x, dtype, elements, threads), dtype=torch.uint8)
     _forward(layer, x, out.data_ptr(), dtype, elements, threads, scratch.data_ptr())
     return out
 

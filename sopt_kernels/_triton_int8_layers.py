@@ -106,13 +106,13 @@ def _int8_layer_kernel(
             else:
                 at = (n[None, :].to(tl.int64) * down * right + element) * depth + k[:, None]
             b = tl.load(codes_ptr + at, mask=(k < depth)[:, None] & (n < columns)[None, :], other=0)
-            if TRANSPOSED:
-                factor = tl.load(scales_ptr + k, mask=k < depth, other=0.0)
-                a = (a.to(tl.float32) * factor[None, :]).to(a.dtype)
             if QUANTIZED:
                 sums = tl.dot(a, b, sums, out_dtype=tl.int32)
             else:
-                sums = tl.dot(a, b.to(a.dtype), sums, input_precision="ieee")
+                a = a.to(tl.float32)
+                if TRANSPOSED:
+                    a *= tl.load(scales_ptr + k, mask=k < depth, other=0.0)[None, :]
+                sums = tl.dot(a, b.to(tl.float32), sums, input_precision="ieee")
         if QUANTIZED:
             scale = tl.load(pixel_scales_ptr + pixel, mask=inside, other=0.0)
             total = tl.fma(sums.to(tl.float32), tl.broadcast_to(scale[:, None], total.shape), total)

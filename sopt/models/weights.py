@@ -54,7 +54,9 @@ def materialize(
         for leaf, weight in list(owner.named_parameters(recurse=False)):
             name = f"{path}.{leaf}" if path else leaf
             if path in layers and leaf == "weight":
-                codes = fill_int8(name, weight) if fill_int8 else quantize_weight(fill(name, weight))
+                codes = (
+                    fill_int8(name, weight) if fill_int8 else quantize_weight(fill(name, weight))
+                )
                 continue
             owner.register_parameter(leaf, nn.Parameter(fill(name, weight), requires_grad=False))
         for leaf, buffer in list(owner.named_buffers(recurse=False)):

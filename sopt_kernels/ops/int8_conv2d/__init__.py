@@ -71,9 +71,7 @@ def int8_conv2d(
     """
     check(x, codes, scales, bias, stride, padding, activations)
     check_no_gradient(scales=scales, bias=bias)
-    return torch.ops.sopt.int8_conv2d.default(
-        x, codes, scales, bias, stride, padding, activations
-    )
+    return torch.ops.sopt.int8_conv2d.default(x, codes, scales, bias, stride, padding, activations)
 
 
 def _empty(x: Tensor, channels: int, height: int, width: int) -> Tensor:

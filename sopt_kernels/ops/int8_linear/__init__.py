@@ -69,7 +69,9 @@ def int8_linear(
     return torch.ops.sopt.int8_linear.default(x, codes, scales, bias, activations)
 
 
-def _fake(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, activations: str) -> Tensor:
+def _fake(
+    x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, activations: str
+) -> Tensor:
     check(x, codes, scales, bias, activations)
     return x.new_empty((*x.shape[:-1], codes.shape[0]))
 

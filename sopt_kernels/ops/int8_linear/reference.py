@@ -14,9 +14,7 @@ from ..._int8_layers import (
 )
 
 
-def check(
-    x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, activations: str
-) -> None:
+def check(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, activations: str) -> None:
     """TypeError or ValueError for arguments that the op rejects."""
     _check_codes(codes)
     check_activations(activations)

@@ -14,7 +14,9 @@ def int8_linear(
 ) -> Tensor:
     check(x, codes, scales, bias, activations)
     layer = codes_of_rows(codes), scales, bias
-    return forward_triton(image_of_rows(x), *layer, 1, 0, activations).view(*x.shape[:-1], len(codes))
+    return forward_triton(image_of_rows(x), *layer, 1, 0, activations).view(
+        *x.shape[:-1], len(codes)
+    )
 
 
 def int8_linear_backward(gradient: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
