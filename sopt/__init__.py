@@ -16,13 +16,15 @@ from .errors import InputError
 if TYPE_CHECKING:
     from . import tiny
     from .planning import plan
+    from .quantization import quantize
     from .sampling import generate
     from .trainer import Run, train
 
-__all__ = ["InputError", "Run", "generate", "plan", "tiny", "train"]
+__all__ = ["InputError", "Run", "generate", "plan", "quantize", "tiny", "train"]
 
 # Imported at first use: torch and diffusers take seconds, `import sopt` and `sopt --help` do not.
 _MODULE_OF = {"Run": ".trainer", "train": ".trainer", "generate": ".sampling", "plan": ".planning"}
+_MODULE_OF |= {"quantize": ".quantization"}
 
 
 def __getattr__(name: str) -> Any:

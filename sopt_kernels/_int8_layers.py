@@ -29,7 +29,7 @@ def check_layer(
         raise TypeError(f"{name} must be float32, bfloat16 or float16, got {x.dtype}")
     if codes.dtype != torch.int8:
         raise TypeError(f"codes must be int8, got {codes.dtype}")
-    if not codes.is_contiguous() or not 0 < codes.numel():
+    if not codes.is_contiguous() or codes.numel() == 0:
         raise ValueError(
             f"codes must be contiguous and not empty, got shape {tuple(codes.shape)}, "
             f"strides {codes.stride()}"

@@ -21,6 +21,7 @@ _DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "I64": torch.int64,
+    "I8": torch.int8,
 }
 _PIECE = 1 << 22  # elements converted at a time
 # Names of earlier versions of diffusers (the VAE's attention) and of transformers.
@@ -93,7 +94,7 @@ def load_files(
     values: dict[str, Tensor] = {}
     codes: dict[str, Int8Weight] = {}
     for file in files:
-        for stored, read in _tensors(file):
+        for stored, read in stored_tensors(file):
             name = _current_name(stored, expected)
             is_dropped = any(stored.startswith(prefix) for prefix in dropped)
             if name is None and not is_dropped:
@@ -138,8 +139,10 @@ def _current_name(stored: str, expected: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, Callable[[torch.dtype], Tensor]]]:
+def stored_tensors(path: Path) -> Iterator[tuple[str, Callable[[torch.dtype | None], Tensor]]]:
     """Names of a safetensors file, in the order of the data, and what reads each tensor.
+
+    It takes the dtype to read in; None for that of the file.
 
     By plain reads instead of a memory map: the pages of a map stay with the process, and a map
     counts as live as a whole while one of its tensors is in use.
@@ -161,12 +164,13 @@ def _tensors(path: Path) -> Iterator[tuple[str, Callable[[torch.dtype], Tensor]]
             yield name, partial(_read, path, file, 8 + length, entry)
 
 
-def _read(path: Path, file: Any, start: int, entry: Any, dtype: torch.dtype) -> Tensor:
+def _read(path: Path, file: Any, start: int, entry: Any, dtype: torch.dtype | None) -> Tensor:
     shape, stored = entry["shape"], _DTYPES.get(entry["dtype"])
     numel = math.prod(shape)
     begin, end = entry["data_offsets"]
     if stored is None or end - begin != numel * stored.itemsize:
         raise InputError(f"{path}: {entry} is not a tensor of a dtype that weights have")
+    dtype = stored if dtype is None else dtype
     file.seek(start + begin)
     value = torch.empty(numel, dtype=dtype)
     if stored == dtype:

@@ -26,7 +26,7 @@ def quantize_weight(weight: Tensor) -> Int8Weight:
     .. math:: s_n = \max_k |w_{nk}| / 127, \qquad q_{nk} = \mathrm{round}(w_{nk} / s_n)
 
     for each output n, ties to even; s = 1 for a row of zeros. Memory: the codes, and two float32
-    copies of a mebi of elements or of one row.
+    copies of 2^20 elements or of one row.
 
     Args:
         weight: ``(outputs, inputs)`` or ``(outputs, inputs, height, width)``, of any floating dtype.
@@ -49,8 +49,8 @@ def quantize_weight(weight: Tensor) -> Int8Weight:
             raise ValueError("weight must be finite, got NaN or infinite values")
         scale = torch.where(largest > 0, largest / 127, 1.0)
         scales[begin : begin + rows] = scale
-        part /= scale.view(-1, *[1] * (part.dim() - 1))
-        codes[begin : begin + rows] = part.round_().clamp_(-127, 127)
+        quotients = part / scale.view(-1, *[1] * (part.dim() - 1))
+        codes[begin : begin + rows] = quotients.round_().clamp_(-127, 127)
     return Int8Weight(codes, scales)
 
 
