@@ -22,7 +22,7 @@ struct Plan {
 
 int64_t scratch_bytes(const Int8Call& c, const Int8Body& body) {
   const int64_t word = 4, row = c.x.words * word;
-  return int8_aligned((c.tile.read + 1) * row) + int8_aligned(body.columns * row) +
+  return int8_aligned((c.tile.read + 1) * c.x.pitch * word) + int8_aligned(body.columns * row) +
          int8_aligned(c.tile.pixels() * body.columns * word) +
          int8_aligned((c.tile.read + 1) * word) + int8_aligned(c.tile.pixels() * word);
 }
@@ -63,6 +63,8 @@ Plan plan_of(const sopt_int8_layer& layer, const sopt_image& x, bool transposed,
   c.x.image = x;
   c.x.channels = transposed ? layer.outputs : layer.inputs;
   c.x.words = (c.x.channels + p.body.depth - 1) / p.body.depth;
+  // Rows a multiple of 1 KiB apart would fall on the same lines of the first-level cache.
+  c.x.pitch = c.x.words + (c.x.words % 256 == 0 ? 16 : 0);
   c.out = {nullptr, height, width, transposed ? layer.inputs : layer.outputs};
   const int64_t eighth =
       layer.outputs * layer.inputs * layer.kernel_height * layer.kernel_width / 2;

@@ -15,7 +15,7 @@ namespace {
 // A share of the scratch: see int8_scratch_bytes.
 template <class M>
 struct Int8Scratch {
-  typename M::Word* pixels;  // (pixels read + 1, words): the last one is zeros
+  typename M::Word* pixels;  // (pixels read + 1, pitch): the last one is zeros
   typename M::Word* panel;   // (words, kColumns)
   float* totals;             // (pixels of the tile, kColumns)
   float* scales;             // (pixels read + 1)
@@ -23,7 +23,7 @@ struct Int8Scratch {
 
   Int8Scratch(const Int8Call& c, uint8_t* memory) {
     const int64_t words = c.x.words, read = c.tile.read + 1;
-    pixels = take<typename M::Word>(memory, read * words);
+    pixels = take<typename M::Word>(memory, read * c.x.pitch);
     panel = take<typename M::Word>(memory, words * M::kColumns);
     totals = take<float>(memory, c.tile.pixels() * M::kColumns);
     scales = take<float>(memory, read);
@@ -59,6 +59,29 @@ SOPT_INLINE uint32_t largest_bits(const T* from, int64_t stride, int64_t count) 
   return uint32_t(largest);
 }
 
+// The same of 16-bit numbers, whose own bits are in the same order.
+template <class P, class T>
+SOPT_INLINE uint32_t largest_bits_of_16(const T* from, int64_t count) {
+  using Halves = typename P::Halves;
+  constexpr int64_t L = 2 * P::kLanes;
+  Halves most{};
+  int64_t k = 0;
+  for (; k + L <= count; k += L) {
+    Halves bits;
+    memcpy(&bits, from + k, sizeof bits);
+    bits &= 0x7FFF;
+    most = bits > most ? bits : most;
+  }
+  T largest{};
+  for (int i = 0; i < L; ++i) largest.bits = most[i] > largest.bits ? most[i] : largest.bits;
+  for (; k < count; ++k) {
+    const uint16_t bits = from[k].bits & 0x7FFF;
+    largest.bits = bits > largest.bits ? bits : largest.bits;
+  }
+  const T lanes[P::kLanes] = {largest};
+  return P::bits_of(P::load(lanes))[0];
+}
+
 // A pixel to a row of words; its scale, by which sums of quantized elements are multiplied.
 template <class M, class T>
 float pack_pixel(const T* from, int64_t stride, int64_t count, int64_t words, const float* factors,
@@ -67,7 +90,12 @@ float pack_pixel(const T* from, int64_t stride, int64_t count, int64_t words, co
   using F = typename P::F;
   float scale = 1.0f, inverse = 0.0f;
   if (M::kQuantized) {
-    const uint32_t bits = largest_bits<P>(from, stride, count);
+    uint32_t bits;
+    if constexpr (sizeof(T) == 2)
+      bits =
+          stride == 1 ? largest_bits_of_16<P>(from, count) : largest_bits<P>(from, stride, count);
+    else
+      bits = largest_bits<P>(from, stride, count);
     const float largest = float_of(bits);
     scale = largest / 127.0f;
     if (bits >= 0x7F800000u) {
@@ -148,7 +176,8 @@ template <class M>
 
 // Adds to each total the products of its pixel's row and the panel.
 template <class M>
-[[gnu::noinline]] void multiply_panel(const Int8Scratch<M>& s, int64_t pixels, int64_t words) {
+[[gnu::noinline]] void multiply_panel(const Int8Scratch<M>& s, int64_t pixels, int64_t words,
+                                      int64_t pitch) {
   using P = typename M::Pack;
   using Sum = typename M::Sum;
   constexpr int R = kTileRows<P>, V = kTilePacks, L = P::kLanes;
@@ -166,7 +195,7 @@ template <class M>
     SOPT_UNROLL
     for (int r = 0; r < R; ++r) {
       sources[r] = s.sources[i + r < pixels ? i + r : pixels - 1];
-      rows[r] = s.pixels + sources[r] * words;
+      rows[r] = s.pixels + sources[r] * pitch;
     }
     Sum acc[R][V];
     SOPT_UNROLL
@@ -225,11 +254,11 @@ void pack_pixels(const Int8Call& c, const Int8Tile& t, const Int8Scratch<M>& s) 
                     (t.rows.begin + p / width) * x.row_stride +
                     (t.columns.begin + p % width) * x.column_stride;
     s.scales[p] = pack_pixel<M>(from, x.channel_stride, c.x.channels, c.x.words,
-                                c.transposed ? c.layer.scales : nullptr, s.pixels + p * c.x.words);
+                                c.transposed ? c.layer.scales : nullptr, s.pixels + p * c.x.pitch);
   }
   const T zero{};
   s.scales[read] = 0.0f;
-  pack_pixel<M>(&zero, 0, 1, c.x.words, nullptr, s.pixels + read * c.x.words);
+  pack_pixel<M>(&zero, 0, 1, c.x.words, nullptr, s.pixels + read * c.x.pitch);
 }
 
 // Which row each pixel of the tile reads for one element of the kernel.
@@ -293,7 +322,7 @@ void int8_layer(const Int8Call& c, int64_t item, uint8_t* memory) {
       } else {
         pack_outputs<M>(codes + column * row, row, columns, c.x.channels, c.x.words, s.panel);
       }
-      multiply_panel(s, pixels, c.x.words);
+      multiply_panel(s, pixels, c.x.words, c.x.pitch);
     }
     write_panel<M, T>(c, t, column, s);
   }

@@ -59,7 +59,7 @@ struct Int8Call {
   bool transposed;  // the gradient
   struct {
     sopt_image image;
-    int64_t channels, words;  // of a pixel; words: as many as hold the channels
+    int64_t channels, words, pitch;  // of a pixel; as many words as hold them; to the next pixel
   } x;
   struct {
     void* data;

@@ -18,6 +18,7 @@ struct Pack {
   typedef int32_t I __attribute__((vector_size(16)));
   typedef uint64_t W __attribute__((vector_size(16)));
   typedef uint8_t B __attribute__((vector_size(16)));
+  typedef uint16_t Halves __attribute__((vector_size(16)));  // twice as many
   typedef I M;
   typedef uint16_t H __attribute__((vector_size(8)));
 

@@ -14,7 +14,8 @@ struct Pack {
   typedef int32_t I __attribute__((vector_size(32)));
   typedef uint64_t W __attribute__((vector_size(32)));
   typedef uint8_t B __attribute__((vector_size(32)));
-  typedef U M;  // the highest bit of each lane
+  typedef uint16_t Halves __attribute__((vector_size(32)));  // twice as many
+  typedef U M;                                               // the highest bit of each lane
 
   SOPT_INLINE F splat(float x) { return _mm256_set1_ps(x); }
   SOPT_INLINE W splat_wide(uint64_t x) { return W{} + x; }

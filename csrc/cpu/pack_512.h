@@ -14,6 +14,7 @@ struct Pack {
   typedef int32_t I __attribute__((vector_size(64)));
   typedef uint64_t W __attribute__((vector_size(64)));
   typedef uint8_t B __attribute__((vector_size(64)));
+  typedef uint16_t Halves __attribute__((vector_size(64)));  // twice as many
   typedef __mmask16 M;
 
   SOPT_INLINE F splat(float x) { return _mm512_set1_ps(x); }

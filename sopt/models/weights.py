@@ -90,7 +90,7 @@ def load_files(
             infinite.
     """
     expected = dict(module.named_parameters())
-    quantized = () if int8 is None else {f"{path}.weight" for path in quantizable_layers(module)}
+    layers = {} if int8 is None else quantizable_layers(module)
     values: dict[str, Tensor] = {}
     codes: dict[str, Int8Weight] = {}
     for file in files:
@@ -99,7 +99,8 @@ def load_files(
             is_dropped = any(stored.startswith(prefix) for prefix in dropped)
             if name is None and not is_dropped:
                 continue
-            tensor = read(torch.float32 if name in quantized else dtype)
+            path, _, leaf = (name or stored).rpartition(".")
+            tensor = read(torch.float32 if path in layers else dtype)  # a bias stays so
             if not torch.isfinite(tensor).all():
                 raise InputError(
                     f"the weights must be finite, but {stored} of {file} has NaN or infinite values"
@@ -112,7 +113,7 @@ def load_files(
                     f"got {tuple(tensor.shape)}"
                 )
             tensor = tensor.view(expected[name].shape)
-            if name in quantized:
+            if path in layers and leaf == "weight":
                 codes[name] = quantize_weight(tensor)
             else:
                 values[name] = tensor
