@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from . import optim, tiny
     from .optim import replay
     from .planning import plan
+    from .quantization import quantize
     from .sampling import generate
     from .trainer import Run, train
 
-__all__ = ["InputError", "Run", "generate", "optim", "plan", "replay", "tiny", "train"]
+__all__ = ["InputError", "Run", "generate", "optim", "plan", "quantize", "replay", "tiny", "train"]
 
 # Imported at first use: torch and diffusers take seconds, `import sopt` and `sopt --help` do not.
 _MODULE_OF = {
@@ -28,6 +29,7 @@ _MODULE_OF = {
     "train": ".trainer",
     "generate": ".sampling",
     "plan": ".planning",
+    "quantize": ".quantization",
     "replay": ".optim",
 }
 

@@ -12,6 +12,7 @@ from .data import Picture, square_crop, to_pixels, weighted_index
 from .memory import MemoryRecorder
 from .models import Model
 from .models.conditioning import Prompt, encode_prompts, time_ids
+from .models.storage import Storage
 from .steps.loss import Sample
 from .steps.seeds import Tag, integer, noise, seed64
 
@@ -98,7 +99,7 @@ def build_cache(
     model: Model,
     pictures: Sequence[Picture],
     sides: Sequence[int],
-    dtype: torch.dtype,
+    dtype: Storage,
     memory: MemoryRecorder,
     *,
     captions: bool = True,

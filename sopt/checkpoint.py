@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def fingerprint(*networks: torch.nn.Module) -> str:
     for network in networks:
         weights = {
             name.replace(".base_layer.", ".").replace(".table.", "."): weight
-            for name, weight in network.named_parameters()
+            for name, weight in chain(network.named_parameters(), network.named_buffers())
             if not weight.requires_grad
         }
         for name, weight in sorted(weights.items()):

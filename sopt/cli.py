@@ -36,7 +36,7 @@ GENERATE_HELP = {
     "batch_size": "pictures drawn at once: faster, in that many times the memory",
     "resolution": "side in pixels; the model's own if not given",
     "device": "where to draw: cpu, cuda; the GPU if there is one, if not given",
-    "weights": "dtype of text encoders and U-Net: float32, bfloat16 or float16",
+    "weights": "dtype of text encoders and U-Net: float32, bfloat16, float16, or int8",
     "low_memory": "true: halves of guidance one after the other, and large pictures in tiles",
 }
 

@@ -24,7 +24,7 @@ TRAIN = ("lora", "token")
 SCHEDULES = ("dtap", "tap", "random", "reversed")
 NOISES = ("gaussian", "rademacher")
 RESUME = ("auto", "never")
-WEIGHTS = ("float32", "bfloat16", "float16")
+WEIGHTS = ("float32", "bfloat16", "float16", "int8")
 
 # The methods that are the selective trainer with a constant schedule, a resolution, or a token.
 _IMPLIED: dict[str, dict[str, Any]] = {

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from .errors import InputError
+from .models.storage import INT8, Storage, storage_of
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -44,6 +45,8 @@ def resolve_weights(name: str | None, device: str) -> str:
     """
     if name is None:
         return "bfloat16" if _has_bfloat16(device) else "float32"
+    if name == INT8:
+        return name
     try:
         weight = torch.ones(1, 1, 1, 1, dtype=getattr(torch, name), device=device)
         torch.nn.functional.conv2d(weight, weight)
@@ -52,6 +55,11 @@ def resolve_weights(name: str | None, device: str) -> str:
             f"weights={name!r} must be a dtype that {device} computes in: {error}"
         ) from error
     return name
+
+
+def weight_storage(weights: str, device: str) -> Storage:
+    """How networks store their weights: ``weights`` as :func:`resolve_weights` gave it."""
+    return storage_of(weights, _has_bfloat16(device))
 
 
 def _has_bfloat16(device: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .devices import resolve_device, resolve_weights
+from .devices import resolve_device, resolve_weights, weight_storage
 from .errors import InputError
 from .files import load_tensors
 from .models import Model, open_model
@@ -20,6 +20,7 @@ from .models.added_tokens import add_rows, add_tokens
 from .models.batches import take_one_at_a_time
 from .models.forwards import speed_up_forwards
 from .models.kinds import build_on_meta
+from .models.storage import Storage
 from .token.files import LearnedToken, load_token
 
 TILE = 32  # side, in latent elements, of the tiles that large pictures are decoded in
@@ -55,7 +56,7 @@ def draw(
         _check_fit(adapter, unet)  # by the shapes alone, before anything is loaded
     stages = Stages(
         opened,
-        getattr(torch, resolve_weights(weights, device)),
+        weight_storage(resolve_weights(weights, device), device),
         torch.device(device),
         low_memory=low_memory,
         adapter=adapter,
@@ -77,7 +78,7 @@ class Stages:
     """The stages of a stock pipeline; each loads its networks and leaves none in memory."""
 
     model: Model
-    dtype: torch.dtype  # of text encoders and U-Net
+    dtype: Storage  # of text encoders and U-Net
     device: torch.device
     low_memory: bool
     adapter: Path | None = None

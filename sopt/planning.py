@@ -13,10 +13,12 @@ from tqdm import tqdm
 from .budget import Budget, process_bound, readable
 from .config import METHODS, TrainConfig
 from .data import Picture
+from .devices import weight_storage
 from .drawing import Stages
 from .errors import InputError
 from .memory import MemoryRecorder, anonymous_resident_bytes
 from .models import Model, inject_lora, open_model
+from .models.storage import Int8Storage
 from .resolution import resolve
 from .simulation import simulated, simulated_tensors
 from .training import make_training
@@ -232,13 +234,14 @@ class _Simulation:
 
     def _sample(self, config: TrainConfig, memory: MemoryRecorder) -> None:
         assert config.resolution is not None
-        dtype = getattr(torch, str(config.weights))
+        dtype = weight_storage(str(config.weights), str(config.device))
         with memory.phase("load"):
             adapter: dict[str, Any] = {}
             if config.train == "lora":
                 adapter = inject_lora(self._model.load("unet", dtype), config.rank, config.seed)
             # As it is in memory while it is loaded: in its file's dtype and in the network's.
-            loaded = {name: weight.to(dtype) for name, weight in adapter.items()}
+            computed = dtype.dtype if isinstance(dtype, Int8Storage) else dtype
+            loaded = {name: weight.to(computed) for name, weight in adapter.items()}
         with memory.phase("sample"):
             stages = Stages(self._model, dtype, torch.device("cpu"), low_memory=True)
             texts = stages.encode(config.prompt, guided=True)

@@ -63,7 +63,7 @@ def generate(
         resolution: Side in pixels, a multiple of the VAE's factor and of 8; the model's own if
             not given.
         device: Where to draw; the GPU if there is one, if not given.
-        weights: dtype of text encoders and U-Net: float32, bfloat16 or float16; None for the
+        weights: dtype of text encoders and U-Net: float32, bfloat16, float16, or int8; None for the
             smallest that the device computes in natively. The VAE is float32.
         low_memory: The halves of guidance one after the other, and large pictures decoded in
             overlapping tiles: less memory, and pictures that differ in their last bits.

@@ -17,6 +17,7 @@ from .models import Model
 from .models.kinds import build_on_meta
 from .models.model import remove_submodules
 from .models.weights import materialize
+from .quantization import Int8Weight
 
 
 @contextlib.contextmanager
@@ -38,11 +39,21 @@ def simulated(model: Model) -> Model:
 class _SimulatedWeights:
     model: Model
 
-    def load(self, component: str, dtype: torch.dtype, dropped: Sequence[str]) -> nn.Module:
+    def load(
+        self, component: str, dtype: torch.dtype, dropped: Sequence[str], int8: str | None = None
+    ) -> nn.Module:
         with _disable_current_modes():
             network = build_on_meta(self.model.kind, component, self.model.configs[component])
         remove_submodules(network, dropped)
-        return materialize(network, lambda _, weight: torch.empty(weight.shape, dtype=dtype))
+
+        def fill(name: str, weight: Tensor) -> Tensor:
+            return torch.empty(weight.shape, dtype=dtype)
+
+        def fill_int8(name: str, weight: Tensor) -> Int8Weight:
+            codes = torch.empty(weight.movedim(1, -1).shape, dtype=torch.int8)
+            return Int8Weight(codes, torch.empty(len(weight)))
+
+        return materialize(network, fill, int8, fill_int8)
 
     def tokenizer(self, component: str) -> Any:
         with _disable_current_modes():

@@ -19,10 +19,12 @@ from .cache import Cache, build_cache
 from .checkpoint import fingerprint
 from .config import TrainConfig
 from .data import Picture
+from .devices import weight_storage
 from .frozen import forget_inputs_of_frozen_convolutions
 from .memory import MemoryRecorder
 from .models import Model, inject_lora
 from .models.forwards import speed_up_forwards
+from .models.storage import Storage
 from .steps.backprop import backprop_step
 from .steps.loss import Loss, Sample, diffusion_loss
 from .steps.seeds import Tag, seed64
@@ -50,7 +52,7 @@ class Training(ABC):
     ) -> None:
         self._config = config
         self._model = model
-        dtype = getattr(torch, str(config.weights))
+        dtype = weight_storage(str(config.weights), str(memory.device))
         self._cache = self._build_cache(pictures, dtype, memory)
         with memory.phase("load"):
             unet = model.load("unet", dtype, memory.device)
@@ -65,11 +67,11 @@ class Training(ABC):
 
     @abstractmethod
     def _build_cache(
-        self, pictures: Sequence[Picture], dtype: torch.dtype, memory: MemoryRecorder
+        self, pictures: Sequence[Picture], dtype: Storage, memory: MemoryRecorder
     ) -> Cache: ...
 
     @abstractmethod
-    def _insert(self, unet: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    def _insert(self, unet: Any, dtype: Storage, device: torch.device) -> dict[str, Tensor]:
         """Put what is trained into the networks; gives it by canonical name."""
 
     @abstractmethod
@@ -123,11 +125,11 @@ class LoraTraining(Training):
     """A LoRA adapter of the U-Net; prompts are encoded once, and the text encoders go."""
 
     def _build_cache(
-        self, pictures: Sequence[Picture], dtype: torch.dtype, memory: MemoryRecorder
+        self, pictures: Sequence[Picture], dtype: Storage, memory: MemoryRecorder
     ) -> Cache:
         return build_cache(self._model, pictures, sides(self._config), dtype, memory)
 
-    def _insert(self, unet: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    def _insert(self, unet: Any, dtype: Storage, device: torch.device) -> dict[str, Tensor]:
         return inject_lora(unet, self._config.rank, self._config.seed)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -180,7 +182,7 @@ def make_training(
 
 def frozen_networks(config: TrainConfig, model: Model) -> list[nn.Module]:
     """The networks that :meth:`Training.fingerprint` names, loaded without the adapter."""
-    dtype = getattr(torch, str(config.weights))
+    dtype = weight_storage(str(config.weights), str(config.device))
     encoders = [] if config.train == "lora" else list(model.kind.tokenizers)
     return [model.load(component, dtype) for component in ("unet", *encoders)]
 

@@ -10,6 +10,8 @@ from .ops import box_muller as box_muller  # a module: registers the op
 from .ops.add_low_rank import add_low_rank_
 from .ops.add_noise import add_noise_, noise
 from .ops.attention_forward import attention_forward
+from .ops.int8_conv2d import int8_conv2d
+from .ops.int8_linear import int8_linear
 from .ops.perturb_int8 import perturb_int8_
 from .ops.philox4x32 import philox4x32
 from .ops.restore_accumulate import restore_accumulate_
@@ -23,6 +25,8 @@ __all__ = [
     "attention_forward",
     "backends",
     "clamp_codes_",
+    "int8_conv2d",
+    "int8_linear",
     "noise",
     "perturb_int8_",
     "philox4x32",

@@ -65,8 +65,44 @@ class RowsEntry(ctypes.Structure):
     ]
 
 
-def bind(device_type: str, name: str, *argtypes: type) -> Callable[..., int]:
-    """The C function ``name``, typed and raising on error, also if its library is absent."""
+class Int8LayerEntry(ctypes.Structure):
+    """``sopt_int8_layer`` of sopt.h."""
+
+    _fields_ = [
+        ("codes", c_void_p),
+        ("scales", c_void_p),
+        ("bias", c_void_p),
+        ("outputs", c_int64),
+        ("inputs", c_int64),
+        ("kernel_height", c_int64),
+        ("kernel_width", c_int64),
+        ("stride", c_int64),
+        ("padding", c_int64),
+    ]
+
+
+class ImageEntry(ctypes.Structure):
+    """``sopt_image`` of sopt.h."""
+
+    _fields_ = [
+        ("data", c_void_p),
+        ("batch", c_int64),
+        ("height", c_int64),
+        ("width", c_int64),
+        ("batch_stride", c_int64),
+        ("row_stride", c_int64),
+        ("column_stride", c_int64),
+        ("channel_stride", c_int64),
+    ]
+
+
+def bind(
+    device_type: str, name: str, *argtypes: type, returns_bytes: bool = False
+) -> Callable[..., int]:
+    """The C function ``name``, typed and raising on error, also if its library is absent.
+
+    ``returns_bytes``: it gives a number of bytes, -1 on error, instead of a status.
+    """
     SIGNATURES[name] = argtypes
     if device_type not in LIBRARIES:
 
@@ -76,6 +112,8 @@ def bind(device_type: str, name: str, *argtypes: type) -> Callable[..., int]:
         return absent
     function = getattr(LIBRARIES[device_type], name)
     function.argtypes, function.restype, function.errcheck = argtypes, c_int, _raise_on_error
+    if returns_bytes:
+        function.restype, function.errcheck = c_int64, _raise_below_zero
     return function
 
 
@@ -155,6 +193,21 @@ def rows(x: Tensor) -> ctypes.Array:
     return (RowsEntry * 1)(RowsEntry(x.data_ptr(), *strides))
 
 
+def int8_layer_entry(
+    codes: Tensor, scales: Tensor, bias: Tensor | None, stride: int, padding: int
+) -> ctypes.Array:
+    """Codes ``(outputs, kernel height, kernel width, inputs)`` as one ``sopt_int8_layer``."""
+    outputs, height, width, inputs = codes.shape
+    pointers = pointer(codes), pointer(scales), None if bias is None else pointer(bias)
+    entry = Int8LayerEntry(*pointers, outputs, inputs, height, width, stride, padding)
+    return (Int8LayerEntry * 1)(entry)
+
+
+def image_entry(x: Tensor) -> ctypes.Array:
+    """``x`` of shape (batch, height, width, channels), of any strides, as one ``sopt_image``."""
+    return (ImageEntry * 1)(ImageEntry(x.data_ptr(), *x.shape[:3], *x.stride()))
+
+
 def int64_array(values: Sequence[int]) -> ctypes.Array:
     """``values`` as an array of ``int64_t``."""
     return (c_int64 * len(values))(*values)
@@ -169,6 +222,12 @@ def _raise_on_error(status: int, function: Callable, arguments: tuple) -> int:
     if status:
         raise RuntimeError(_last_error().decode())
     return status
+
+
+def _raise_below_zero(size: int, function: Callable, arguments: tuple) -> int:
+    if size < 0:
+        raise RuntimeError(_last_error().decode())
+    return size
 
 
 def library_path(device_type: str) -> Path:

@@ -48,6 +48,8 @@ class Op:
     native: Mapping[str, Callable] = field(default_factory=dict)  # device type -> launcher
     triton: Callable | str | None = None  # or why it is not written; None: no Triton installed
     exact: bool = True  # the same bits of every body; else sums have an order of each one's own
+    # (backward, setup_context) of torch.library.register_autograd; None: nothing to differentiate
+    autograd: tuple[Callable, Callable] | None = None
 
     def implementations(self, device_type: str) -> dict[str, Callable | str]:
         """Each backend's body on ``device_type``, or why there is none; best first."""
@@ -94,6 +96,11 @@ def register(op: Op) -> None:
         body = op.backends(device_type)[op.select(device_type)]
         _lib.impl(op.name, body, device_type.upper())
     torch.library.register_fake(f"{NAMESPACE}::{op.name}", op.fake, lib=_lib)
+    if op.autograd is not None:
+        backward, setup_context = op.autograd
+        torch.library.register_autograd(
+            f"{NAMESPACE}::{op.name}", backward, setup_context=setup_context, lib=_lib
+        )
 
 
 def backends() -> list[Body]:

@@ -267,7 +267,9 @@ def test_every_op_has_a_cuda_kernel_and_says_so(monkeypatch):
     """``backends()`` is right in every case: no launcher of libsopt hands a call on."""
     monkeypatch.delitem(_native.UNAVAILABLE, "cuda", raising=False)
     without = {op.name for op in OPS.values() if not callable(op.implementations("cuda")["native"])}
-    assert without == {"attention_forward", "add_low_rank_"}  # PyTorch's own are fast on a GPU
+    layers = {name for name in OPS if name.startswith(("int8_linear", "int8_conv2d"))}
+    # PyTorch's own attention and products are fast on a GPU; int8 layers run there by Triton
+    assert without == {"attention_forward", "add_low_rank_", *layers}
 
 
 def nvcc(source: str, *arguments) -> str:

@@ -18,7 +18,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sopt_kernels import _triton_add_noise
+from sopt_kernels import _triton_add_noise, _triton_int8_layers
 from sopt_kernels._triton_lists import ELEMENTS
 from sopt_kernels.ops.perturb_int8 import triton_kernel as perturb
 from sopt_kernels.ops.philox4x32 import triton_kernel as philox
@@ -121,3 +121,29 @@ def test_philox4x32(target):
     pointers = dict.fromkeys(("counter_ptr", "key_ptr", "words_ptr"), "*u32")
     types = {**pointers, "n": "i32"}
     assert compile_for(target, philox._philox4x32_kernel, types, ROWS=philox.ROWS)
+
+
+@pytest.mark.parametrize("mode", ["int8", "float", "gradient"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_int8_layers(target, mode):
+    """The quantized products go to the units for integers, and nothing is divided roughly."""
+    layers, quantized = _triton_int8_layers, mode == "int8"
+    pointers = {"x_ptr": "*i8" if quantized else "*bf16", "codes_ptr": "*i8", "out_ptr": "*bf16"}
+    floats = dict.fromkeys(("pixel_scales_ptr", "scales_ptr", "bias_ptr"), "*fp32")
+    sizes = "pixels height width out_height out_width depth columns down right stride padding"
+    types = pointers | floats | dict.fromkeys(sizes.split(), "i32")
+    options = {"TRANSPOSED": mode == "gradient", "QUANTIZED": quantized, "BIAS": quantized}
+    blocks = {"BLOCK_M": layers.PIXELS, "BLOCK_N": layers.OUTPUTS, "BLOCK_K": layers.CHANNELS}
+    own = {name: types[name] for name in layers._int8_layer_kernel.arg_names if name in types}
+    assembly = compile_for(target, layers._int8_layer_kernel, own, **options, **blocks)
+    if quantized and target != "gfx942":
+        assert re.search(r"mma\S*\.s32\.s8\.s8\.s32|wgmma\S*\.s32\.s8\.s8", assembly["ptx"])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_quantized_pixels(target):
+    kernel = _triton_int8_layers._quantize_pixels_kernel
+    types = {"x_ptr": "*bf16", "codes_ptr": "*i8", "scales_ptr": "*fp32", "channels": "i32"}
+    assembly = compile_for(target, kernel, types, BLOCK=1024)
+    if target == "sm_90":
+        assert set(re.findall(r"\bdiv\.[\w.]*f32\b", assembly["ptx"])) == {"div.rn.f32"}

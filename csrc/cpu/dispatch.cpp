@@ -22,13 +22,15 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 // Best first; the last one is taken without asking.
 const Level levels[] = {
 #if defined(__x86_64__)
     {"avx512_bf16", &kernels_avx512_bf16, has_avx512_bf16()},
+    {"avx512_vnni", &kernels_avx512_vnni, has_avx512_vnni()},
     {"avx512", &kernels_avx512, has_avx512()},
     {"avx2", &kernels_avx2, has_avx2()},
     {"sse42", &kernels_sse42, true},

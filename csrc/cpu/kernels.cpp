@@ -13,6 +13,7 @@
 #include "attention_forward.h"
 #include "box_muller.h"
 #include "int8.h"
+#include "int8_layer.h"
 #include "low_rank.h"
 #include "philox4x32.h"
 #include "restore_accumulate.h"
@@ -32,6 +33,10 @@ const Kernels SOPT_KERNELS = {
     box_muller_pairs<Pack>,
     {attention_forward<Singles<Pack>, float>, attention_forward<Bfloat16Operands<Pack>, bfloat16>},
     {add_low_rank<Pack, float>, add_low_rank<Pack, bfloat16>, add_low_rank<Pack, float16>},
+    {{int8_body<RealSingles<Pack>, float>(), int8_body<Bfloat16Reals<Pack>, bfloat16>(),
+      int8_body<RealSingles<Pack>, float16>()},
+     {int8_body<Integers<Pack>, float>(), int8_body<Integers<Pack>, bfloat16>(),
+      int8_body<Integers<Pack>, float16>()}},
 };
 
 }  // namespace sopt

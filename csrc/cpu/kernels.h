@@ -61,6 +61,66 @@ struct LowRank {
   float scale;
 };
 constexpr int64_t kLowRankRows = 32;  // of an item of work
+// What int8 layers and their gradients read and write, see sopt_int8_conv2d_cpu. Of a gradient, the
+// image is that of the results, and the result that of the inputs.
+struct Int8Call {
+  sopt_int8_layer layer;
+  bool transposed;  // the gradient
+  struct {
+    sopt_image image;
+    int64_t channels, words, pitch;  // of a pixel; as many words as hold them; to the next pixel
+  } x;
+  struct {
+    void* data;
+    int64_t height, width, channels;
+  } out;
+  struct {
+    int64_t height, width;
+    int64_t read;  // pixels that a tile reads at most
+    int64_t pixels() const { return height * width; }
+  } tile;
+  int64_t groups;  // of panels: so many items for each tile
+};
+
+struct Int8Body {
+  void (*item)(const Int8Call& call, int64_t item, uint8_t* scratch);
+  int64_t columns, depth, rows;  // of a panel; of a word; of a tile of registers
+};
+
+// Pixels below this are zeros: 127 over them might overflow.
+constexpr float kLeastQuantized = 0x1p-100f;
+// Adding it rounds what is small to an integer, ties to even.
+constexpr float kRounder = 0x1.8p23f;
+
+static inline int64_t int8_aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// The row (or column) of x that row y of the result reads for row k of the kernel; -1 for none.
+static inline int64_t int8_source(const Int8Call& c, int64_t y, int64_t k, int64_t size) {
+  const int64_t stride = c.layer.stride, padding = c.layer.padding;
+  const int64_t at = c.transposed ? y + padding - k : y * stride + k - padding;
+  if (at < 0 || (c.transposed && at % stride != 0)) return -1;
+  const int64_t row = c.transposed ? at / stride : at;
+  return row < size ? row : -1;
+}
+
+// All rows of x that `count` rows of the result read, from row y on.
+struct Int8Span {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+static inline Int8Span int8_span(const Int8Call& c, int64_t y, int64_t count, int64_t kernel,
+                                 int64_t size) {
+  const int64_t stride = c.layer.stride, padding = c.layer.padding, last = y + count - 1;
+  int64_t begin = y * stride - padding, end = last * stride - padding + kernel;
+  if (c.transposed) {
+    begin = (y + padding - kernel + stride) / stride;  // at most one too early
+    end = (last + padding) / stride + 1;
+  }
+  begin = begin > 0 ? begin : 0;
+  end = end < size ? end : size;
+  return {begin, end > begin ? end : begin};
+}
 
 // Ranges of elements that kernels are called on begin at a multiple of this: a whole number of
 // counter blocks of either kind, for vectors of any length.
@@ -83,11 +143,13 @@ struct Kernels {
   void (*attention_forward[2])(const Attention& attention, int64_t begin, int64_t end);
   // Items [begin, end) of blocks of rows; by dtype.
   void (*add_low_rank[3])(const LowRank& factors, int64_t begin, int64_t end);
+  // By sopt_elements and dtype.
+  Int8Body int8_layer[2][3];
 };
 
 // Each is defined by one compilation of kernels.cpp.
-extern const Kernels kernels_sse42, kernels_avx2, kernels_avx512, kernels_avx512_bf16, kernels_neon,
-    kernels_generic;
+extern const Kernels kernels_sse42, kernels_avx2, kernels_avx512, kernels_avx512_vnni,
+    kernels_avx512_bf16, kernels_neon, kernels_generic;
 
 // Those of the level in use.
 const Kernels& kernels();

@@ -18,6 +18,7 @@ struct Pack {
   typedef int32_t I __attribute__((vector_size(16)));
   typedef uint64_t W __attribute__((vector_size(16)));
   typedef uint8_t B __attribute__((vector_size(16)));
+  typedef uint16_t Halves __attribute__((vector_size(16)));  // twice as many
   typedef I M;
   typedef uint16_t H __attribute__((vector_size(8)));
 
@@ -58,6 +59,7 @@ struct Pack {
 #endif
 
   SOPT_INLINE F max(F x, F y) { return x > y ? x : y; }  // y if either is NaN
+  SOPT_INLINE I max(I x, I y) { return x > y ? x : y; }
   SOPT_INLINE F floor(F x) {
 #if defined(__SSE4_1__)
     return _mm_floor_ps(x);

@@ -14,7 +14,8 @@ struct Pack {
   typedef int32_t I __attribute__((vector_size(32)));
   typedef uint64_t W __attribute__((vector_size(32)));
   typedef uint8_t B __attribute__((vector_size(32)));
-  typedef U M;  // the highest bit of each lane
+  typedef uint16_t Halves __attribute__((vector_size(32)));  // twice as many
+  typedef U M;                                               // the highest bit of each lane
 
   SOPT_INLINE F splat(float x) { return _mm256_set1_ps(x); }
   SOPT_INLINE W splat_wide(uint64_t x) { return W{} + x; }
@@ -40,6 +41,7 @@ struct Pack {
   SOPT_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   SOPT_INLINE F sqrt(F x) { return _mm256_sqrt_ps(x); }
   SOPT_INLINE F max(F x, F y) { return _mm256_max_ps(x, y); }  // y if either is NaN
+  SOPT_INLINE I max(I x, I y) { return (I)_mm256_max_epi32((__m256i)x, (__m256i)y); }
   SOPT_INLINE F fraction(F x) { return x - _mm256_floor_ps(x); }
   // y 2^floor(x), for y in [1, 2) and x < 127: 0 where that is below the normal numbers.
   SOPT_INLINE F times_exp2_of_floor(F y, F x) {

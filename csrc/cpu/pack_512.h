@@ -14,6 +14,7 @@ struct Pack {
   typedef int32_t I __attribute__((vector_size(64)));
   typedef uint64_t W __attribute__((vector_size(64)));
   typedef uint8_t B __attribute__((vector_size(64)));
+  typedef uint16_t Halves __attribute__((vector_size(64)));  // twice as many
   typedef __mmask16 M;
 
   SOPT_INLINE F splat(float x) { return _mm512_set1_ps(x); }
@@ -44,6 +45,7 @@ struct Pack {
   SOPT_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   SOPT_INLINE F sqrt(F x) { return _mm512_sqrt_ps(x); }
   SOPT_INLINE F max(F x, F y) { return _mm512_max_ps(x, y); }  // y if either is NaN
+  SOPT_INLINE I max(I x, I y) { return (I)_mm512_max_epi32((__m512i)x, (__m512i)y); }
   SOPT_INLINE F fraction(F x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF); }
   // y 2^floor(x), for y in [1, 2) and x < 127: 0 where that is below the normal numbers.
   SOPT_INLINE F times_exp2_of_floor(F y, F x) { return _mm512_scalef_ps(y, x); }

@@ -65,9 +65,9 @@ typedef int (*sopt_parallel_for)(int64_t begin, int64_t end, int64_t grain, sopt
  * threads of its own, so that it never competes with the pool of its host. */
 SOPT_API sopt_status sopt_set_parallel_for(sopt_parallel_for parallel_for);
 
-/* Instruction-set level in use: sse42, avx2, avx512 or avx512_bf16; neon; generic. The best one
- * that the processor has is chosen at load; forcing one is for tests. All levels give the same
- * bits, but for attention and low-rank adapters. */
+/* Instruction-set level in use: sse42, avx2, avx512, avx512_vnni or avx512_bf16; neon; generic. The
+ * best one that the processor has is chosen at load; forcing one is for tests. All levels give the
+ * same bits, but for attention, low-rank adapters and int8 layers whose elements are not quantized. */
 SOPT_API const char* sopt_cpu_level(void);
 SOPT_API sopt_status sopt_set_cpu_level(const char* level);
 
@@ -245,6 +245,72 @@ SOPT_API sopt_status sopt_attention_forward_cpu(const sopt_rows* query, const so
 SOPT_API sopt_status sopt_add_low_rank_cpu(void* y, const void* x, const float* a, const float* b,
                                            int64_t rows, int64_t in, int64_t out, int64_t rank,
                                            float scale, sopt_dtype dtype);
+
+/* ---- int8 layers ----------------------------------------------------------------------- */
+
+/* A convolution with int8 codes as its weight: weight = scales[output] * code. A linear layer is
+ * one with a kernel of one element, and its rows are the pixels of an image of one row. */
+typedef struct {
+  const int8_t* codes; /* (outputs, kernel_height, kernel_width, inputs), in [-127, 127] */
+  const float* scales; /* (outputs) */
+  const float* bias;   /* (outputs), or NULL */
+  int64_t outputs;
+  int64_t inputs; /* at most SOPT_INT8_MAX_CHANNELS, as outputs */
+  int64_t kernel_height;
+  int64_t kernel_width;
+  int64_t stride;
+  int64_t padding; /* of zeros, on all sides */
+} sopt_int8_layer;
+#define SOPT_INT8_MAX_CHANNELS 65536 /* sums of so many products fit an int32 */
+
+/* Images, strides in elements. */
+typedef struct {
+  const void* data;
+  int64_t batch;
+  int64_t height;
+  int64_t width;
+  int64_t batch_stride;
+  int64_t row_stride;
+  int64_t column_stride;
+  int64_t channel_stride; /* 1 is fast */
+} sopt_image;
+
+/* How elements of x meet the codes.
+ * SOPT_ELEMENTS_REAL: as they are. Products are summed in float32, at level avx512_bf16 those of
+ *   bfloat16 in pairs, by an instruction that takes subnormal numbers as 0. The order of a sum
+ *   depends on the level.
+ * SOPT_ELEMENTS_INT8: each pixel quantized by a scale of its own, the same bits on all levels. With
+ *   m its largest absolute value, element e is q = round(e (127 / m)), ties to even, and
+ *     y = bias + scales[output] (sum over elements k of the kernel of (m_k / 127) s_k),
+ *   s_k the sum of q times code over the inputs, in integers; y and the sum over k, in row-major
+ *   order, by fma in float32. m below 2^-100 counts as 0; results of a pixel that is not finite are
+ *   NaN. */
+typedef enum SOPT_INT { SOPT_ELEMENTS_REAL = 0, SOPT_ELEMENTS_INT8 = 1 } sopt_elements;
+
+/* The functions below take 64-byte aligned scratch, of as many bytes as these say for the same
+ * arguments at the same level: at most an eighth of the layer's weight in float32, or what the
+ * smallest tile of one thread needs, or 64 KiB, whichever is most. Nothing else is taken. -1 where
+ * an argument would be refused. */
+SOPT_API int64_t sopt_int8_conv2d_scratch_cpu(const sopt_int8_layer* layer, const sopt_image* x,
+                                              sopt_dtype dtype, sopt_elements elements,
+                                              int64_t threads);
+SOPT_API int64_t sopt_int8_conv2d_backward_scratch_cpu(const sopt_int8_layer* layer,
+                                                       const sopt_image* gradient, int64_t height,
+                                                       int64_t width, sopt_dtype dtype,
+                                                       int64_t threads);
+
+/* out = the convolution of x, rounded once to the dtype of x: (batch, out height, out width,
+ * outputs), contiguous, with out height = (height + 2 padding - kernel_height) / stride + 1. */
+SOPT_API sopt_status sopt_int8_conv2d_cpu(const sopt_int8_layer* layer, const sopt_image* x,
+                                          void* out, sopt_dtype dtype, sopt_elements elements,
+                                          int64_t threads, void* scratch);
+
+/* The gradient with respect to an input of `height` by `width`: out, (batch, height, width,
+ * inputs), contiguous, from that with respect to the result, `gradient`. Elements are real. */
+SOPT_API sopt_status sopt_int8_conv2d_backward_cpu(const sopt_int8_layer* layer,
+                                                   const sopt_image* gradient, void* out,
+                                                   int64_t height, int64_t width, sopt_dtype dtype,
+                                                   int64_t threads, void* scratch);
 
 #ifdef __cplusplus
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..memory import MemoryRecorder
 from .model import Model
+from .storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class Prompt:
 
 @torch.no_grad()
 def encode_prompts(
-    model: Model, prompts: Sequence[str], dtype: torch.dtype, memory: MemoryRecorder
+    model: Model, prompts: Sequence[str], dtype: Storage, memory: MemoryRecorder
 ) -> dict[str, Prompt]:
     """Encode texts, one text encoder after the other in memory.
 

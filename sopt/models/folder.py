@@ -88,11 +88,14 @@ class FolderWeights:
     folder: Path
     configs: dict[str, dict[str, Any]]
 
-    def load(self, component: str, dtype: torch.dtype, dropped: Sequence[str]) -> nn.Module:
+    def load(
+        self, component: str, dtype: torch.dtype, dropped: Sequence[str], int8: str | None = None
+    ) -> nn.Module:
         module = build_on_meta(self.kind, component, self.configs[component])
         remove_submodules(module, dropped)
         try:
-            return load_files(module, self._files(component), dtype, [f"{d}." for d in dropped])
+            prefixes = [f"{name}." for name in dropped]
+            return load_files(module, self._files(component), dtype, prefixes, int8)
         except InputError as error:
             raise InputError(
                 f"model {self.name!r}: cannot load its {NOUNS[component]}: {error}"

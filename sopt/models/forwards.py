@@ -86,7 +86,7 @@ def speed_up_forwards(unet: Any) -> None:
     for module in unet.modules():
         if type(module) is lora.Linear and _is_float32_without_dropout(module):
             module.__class__ = ForwardLora  # by class: see sopt/frozen.py
-        elif isinstance(module, nn.Conv2d):
+        elif type(module) is nn.Conv2d:
             weight = module.weight.data.to(memory_format=torch.channels_last)
             module.weight.data = weight  # in place of the parameter: its name and identity stay
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..quantization import quantize
 from .kinds import NOUNS, check_class, kind_of
 from .model import Model, remove_submodules
 
@@ -47,10 +48,14 @@ class LoadedWeights:
     name: str
     components: dict[str, Any]
 
-    def load(self, component: str, dtype: torch.dtype, dropped: Sequence[str]) -> nn.Module:
+    def load(
+        self, component: str, dtype: torch.dtype, dropped: Sequence[str], int8: str | None = None
+    ) -> nn.Module:
         module = _sharing_copy(self.components[component], dtype).eval()
         remove_submodules(module, dropped)
         check_finite(self.name, component, module)
+        if int8 is not None:
+            quantize(module, int8)
         return module
 
     def tokenizer(self, component: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -41,7 +43,8 @@ def inject_lora(unet: nn.Module, rank: int, seed: int) -> dict[str, Tensor]:
     for path, module in unet.named_modules():
         if not isinstance(module, LoraLayer):
             continue
-        device = module.get_base_layer().weight.device
+        base = module.get_base_layer()
+        device = next(itertools.chain(base.parameters(), base.buffers())).device
         for part, layers in (("lora_A", module.lora_A), ("lora_B", module.lora_B)):
             name = f"unet.{path}.{part}.weight"
             (layer,) = layers.values()

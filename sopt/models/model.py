@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .kinds import Kind
+from .storage import Int8Storage, Storage
 
 SD21_WIDTH = 1024  # of its text encoder
 
@@ -21,8 +22,11 @@ SD21_WIDTH = 1024  # of its text encoder
 class Weights(Protocol):
     """Where the components of a model come from."""
 
-    def load(self, component: str, dtype: torch.dtype, dropped: Sequence[str]) -> nn.Module:
-        """The network on the CPU, frozen and in eval mode, without its submodules ``dropped``."""
+    def load(
+        self, component: str, dtype: torch.dtype, dropped: Sequence[str], int8: str | None
+    ) -> nn.Module:
+        """The network on the CPU, frozen and in eval mode, without its submodules ``dropped``;
+        ``int8``: on int8 weights, with these activations."""
         ...
 
     def tokenizer(self, component: str) -> Any: ...
@@ -85,14 +89,14 @@ class Model:
     def load(
         self,
         component: str,
-        dtype: torch.dtype = torch.float32,
+        dtype: Storage = torch.float32,
         device: torch.device | str = "cpu",
         dropped: Sequence[str] = (),
     ) -> Any:
         """A network: "unet", "vae", "text_encoder" or "text_encoder_2".
 
         Args:
-            dtype: Of its weights.
+            dtype: Of its weights; or on int8 ones.
             dropped: Names of submodules that are not needed and never loaded.
 
         Returns:
@@ -101,7 +105,10 @@ class Model:
         Raises:
             InputError: A file is missing or damaged, or a weight is NaN or infinite.
         """
-        network = self.weights.load(component, dtype, dropped)
+        int8 = None
+        if isinstance(dtype, Int8Storage):
+            int8, dtype = dtype.activations(component), dtype.dtype
+        network = self.weights.load(component, dtype, dropped, int8)
         return network if torch.device(device).type == "cpu" else network.to(device)
 
     def tokenizer(self, component: str = "tokenizer") -> Any:

@@ -48,16 +48,20 @@ class RandomWeights:
     model: Model
     seed: int = 0
 
-    def load(self, component: str, dtype: torch.dtype, dropped: Sequence[str]) -> nn.Module:
+    def load(
+        self, component: str, dtype: torch.dtype, dropped: Sequence[str], int8: str | None = None
+    ) -> nn.Module:
         network = build_on_meta(self.model.kind, component, self.model.configs[component])
         remove_submodules(network, dropped)
-        return draw_weights(network, component, dtype, self.seed)
+        return draw_weights(network, component, dtype, self.seed, int8)
 
     def tokenizer(self, component: str) -> Any:
         return build_tokenizer(self.family, component)
 
 
-def draw_weights(network: nn.Module, component: str, dtype: torch.dtype, seed: int) -> nn.Module:
+def draw_weights(
+    network: nn.Module, component: str, dtype: torch.dtype, seed: int, int8: str | None = None
+) -> nn.Module:
     r"""Give a network on the meta device weights drawn under a seed, in place.
 
     A weight matrix or convolution kernel is drawn from N(0, 1 / fan_in), at the end of a residual
@@ -74,6 +78,7 @@ def draw_weights(network: nn.Module, component: str, dtype: torch.dtype, seed: i
         component: Its name, which begins the names of the noise streams.
         dtype: Of the weights: float32, bfloat16 or float16.
         seed: In ``[0, 2**64)``.
+        int8: Put the layers on int8 weights, with these activations.
 
     Returns:
         ``network``, in eval mode and frozen. No more than its weights was ever in memory.
@@ -90,7 +95,7 @@ def draw_weights(network: nn.Module, component: str, dtype: torch.dtype, seed: i
             return add_noise_(weight, seed, std, streams=f"{component}.{name}")
         return torch.full(shaped.shape, float(leaf == "weight"), dtype=dtype)  # of a norm: 1
 
-    return materialize(network, draw)
+    return materialize(network, draw, int8)
 
 
 def _std(part: nn.Module, path: str, weight: Tensor) -> float:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from ..errors import InputError
+from ..quantization import quantize
 from .folder import CONFIGS, first_line, open_folder
 from .kinds import NOUNS
 from .loaded import check_finite
@@ -48,7 +49,9 @@ class SingleFileWeights:
     path: Path
     configs: Path
 
-    def load(self, component: str, dtype: torch.dtype, dropped: Sequence[str]) -> nn.Module:
+    def load(
+        self, component: str, dtype: torch.dtype, dropped: Sequence[str], int8: str | None = None
+    ) -> nn.Module:
         options = {"config": str(self.configs), "torch_dtype": dtype, "local_files_only": True}
         try:
             if component.startswith("text_encoder"):
@@ -64,6 +67,8 @@ class SingleFileWeights:
         network.eval().requires_grad_(False)
         check_finite(self.model.name, component, network)
         remove_submodules(network, dropped)
+        if int8 is not None:
+            quantize(network, int8)
         return network
 
     def _text_encoder(self, component: str, options: dict[str, Any]) -> Any:

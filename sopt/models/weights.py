@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..quantization import Int8Weight, become_int8, quantizable_layers, quantize_weight
 
 _DTYPES = {
     "F64": torch.float64,
@@ -20,6 +21,7 @@ _DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "I64": torch.int64,
+    "I8": torch.int8,
 }
 _PIECE = 1 << 22  # elements converted at a time
 # Names of earlier versions of diffusers (the VAE's attention) and of transformers.
@@ -31,28 +33,48 @@ _RENAMED = (
 )
 
 
-def materialize(module: nn.Module, fill: Callable[[str, Tensor], Tensor]) -> nn.Module:
+def materialize(
+    module: nn.Module,
+    fill: Callable[[str, Tensor], Tensor],
+    int8: str | None = None,
+    fill_int8: Callable[[str, Tensor], Int8Weight] | None = None,
+) -> nn.Module:
     """Give every parameter of a network on the meta device its value, in place.
 
     Args:
         fill: Called with the name and the meta tensor of each parameter, gives the value.
+        int8: Put linear layers and convolutions on int8 weights, with these activations.
+        fill_int8: Gives their weights; what ``fill`` gives, quantized, if not given.
 
     Returns:
         ``module``, in eval mode and frozen.
     """
+    layers = {} if int8 is None else quantizable_layers(module)
     for path, owner in list(module.named_modules()):
+        codes = None
         for leaf, weight in list(owner.named_parameters(recurse=False)):
             name = f"{path}.{leaf}" if path else leaf
+            if path in layers and leaf == "weight":
+                codes = (
+                    fill_int8(name, weight) if fill_int8 else quantize_weight(fill(name, weight))
+                )
+                continue
             owner.register_parameter(leaf, nn.Parameter(fill(name, weight), requires_grad=False))
         for leaf, buffer in list(owner.named_buffers(recurse=False)):
             assert leaf == "position_ids", f"{path}.{leaf} is not known"  # CLIP's: 0, 1, 2, ...
             positions = torch.arange(buffer.shape[-1]).expand(buffer.shape)
             owner.register_buffer(leaf, positions, persistent=False)
+        if int8 is not None and codes is not None:
+            become_int8(layers[path], codes, int8)
     return module.eval()
 
 
 def load_files(
-    module: nn.Module, files: Sequence[Path], dtype: torch.dtype, dropped: Iterable[str] = ()
+    module: nn.Module,
+    files: Sequence[Path],
+    dtype: torch.dtype,
+    dropped: Iterable[str] = (),
+    int8: str | None = None,
 ) -> nn.Module:
     """Fill a network on the meta device from safetensors files, reading each tensor once.
 
@@ -60,20 +82,25 @@ def load_files(
         files: The file, or all shards.
         dtype: Of the weights in memory; values are converted in pieces.
         dropped: Prefixes of tensors that are checked only: better now than after training.
+        int8: Put linear layers and convolutions on int8 weights, with these activations; each is
+            quantized when it is read, in the precision of the file.
 
     Raises:
         InputError: A file is cut off or damaged, or a weight is missing, of another shape, NaN or
             infinite.
     """
     expected = dict(module.named_parameters())
+    layers = {} if int8 is None else quantizable_layers(module)
     values: dict[str, Tensor] = {}
+    codes: dict[str, Int8Weight] = {}
     for file in files:
-        for stored, read in _tensors(file):
+        for stored, read in stored_tensors(file):
             name = _current_name(stored, expected)
             is_dropped = any(stored.startswith(prefix) for prefix in dropped)
             if name is None and not is_dropped:
                 continue
-            tensor = read(dtype)
+            path, _, leaf = (name or stored).rpartition(".")
+            tensor = read(torch.float32 if path in layers else dtype)  # a bias stays so
             if not torch.isfinite(tensor).all():
                 raise InputError(
                     f"the weights must be finite, but {stored} of {file} has NaN or infinite values"
@@ -85,14 +112,20 @@ def load_files(
                     f"{file}: {stored} must have the shape {tuple(expected[name].shape)}, "
                     f"got {tuple(tensor.shape)}"
                 )
-            values[name] = tensor.view(expected[name].shape)
-    missing = [name for name in expected if name not in values]
+            tensor = tensor.view(expected[name].shape)
+            if path in layers and leaf == "weight":
+                codes[name] = quantize_weight(tensor)
+            else:
+                values[name] = tensor
+    missing = [name for name in expected if name not in values and name not in codes]
     if missing:
         raise InputError(
             f"{files[0].parent} lacks {len(missing)} of {len(expected)} weights, "
             f"{missing[0]} among them"
         )
-    return materialize(module, lambda name, _: values.pop(name))
+    return materialize(
+        module, lambda name, _: values.pop(name), int8, lambda name, _: codes.pop(name)
+    )
 
 
 def _current_name(stored: str, expected: Mapping[str, Tensor]) -> str | None:
@@ -107,8 +140,10 @@ def _current_name(stored: str, expected: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, Callable[[torch.dtype], Tensor]]]:
+def stored_tensors(path: Path) -> Iterator[tuple[str, Callable[[torch.dtype | None], Tensor]]]:
     """Names of a safetensors file, in the order of the data, and what reads each tensor.
+
+    It takes the dtype to read in; None for that of the file.
 
     By plain reads instead of a memory map: the pages of a map stay with the process, and a map
     counts as live as a whole while one of its tensors is in use.
@@ -130,12 +165,13 @@ def _tensors(path: Path) -> Iterator[tuple[str, Callable[[torch.dtype], Tensor]]
             yield name, partial(_read, path, file, 8 + length, entry)
 
 
-def _read(path: Path, file: Any, start: int, entry: Any, dtype: torch.dtype) -> Tensor:
+def _read(path: Path, file: Any, start: int, entry: Any, dtype: torch.dtype | None) -> Tensor:
     shape, stored = entry["shape"], _DTYPES.get(entry["dtype"])
     numel = math.prod(shape)
     begin, end = entry["data_offsets"]
     if stored is None or end - begin != numel * stored.itemsize:
         raise InputError(f"{path}: {entry} is not a tensor of a dtype that weights have")
+    dtype = stored if dtype is None else dtype
     file.seek(start + begin)
     value = torch.empty(numel, dtype=dtype)
     if stored == dtype:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..models import Model
 from ..models.added_tokens import AddedRows, add_rows
 from ..models.conditioning import Prompt, run_encoder
+from ..models.storage import Storage
 from .words import Word
 
 
@@ -31,7 +32,7 @@ class TokenText:
         token: str,
         num_vectors: int,
         words: Mapping[str, Word],
-        dtype: torch.dtype,
+        dtype: Storage,
         device: torch.device,
     ) -> None:
         self._model = model

@@ -13,6 +13,7 @@ from ..cache import Cache, build_cache
 from ..checkpoint import fingerprint, optimizer_state, restore_optimizer
 from ..data import Picture
 from ..memory import MemoryRecorder
+from ..models.storage import Storage
 from ..steps.forward_gradient import forward_gradient
 from ..steps.loss import Loss, diffusion_loss, diffusion_losses
 from ..training import Training, sides, skipped
@@ -34,12 +35,12 @@ class TokenTraining(Training):
     """
 
     def _build_cache(
-        self, pictures: Sequence[Picture], dtype: torch.dtype, memory: MemoryRecorder
+        self, pictures: Sequence[Picture], dtype: Storage, memory: MemoryRecorder
     ) -> Cache:
         at = sides(self._config)
         return build_cache(self._model, pictures, at, dtype, memory, captions=False)
 
-    def _insert(self, unet: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    def _insert(self, unet: Any, dtype: Storage, device: torch.device) -> dict[str, Tensor]:
         config = self._config
         assert config.token is not None
         words = learn_word(config, self._model)

@@ -1,0 +1,194 @@
+// C entry points of int8 layers on the CPU: checks, tiles that fit the scratch, threads.
+#include <atomic>
+#include <cinttypes>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace sopt {
+namespace {
+
+constexpr int64_t kLeastBudget = 65536;
+constexpr int64_t kMostPerThread = 786432;  // stays in the second-level cache, of 1 MiB on Zen 4
+constexpr int64_t kMostPixels = 512;        // of a tile
+constexpr int64_t kItemsPerThread = 4;      // so that threads end at about the same time
+
+// A call with its tiles, and how its scratch is shared.
+struct Plan {
+  Int8Call call;
+  Int8Body body;
+  int64_t items, slots, bytes;  // slots: threads at work; bytes of each
+};
+
+int64_t scratch_bytes(const Int8Call& c, const Int8Body& body) {
+  const int64_t word = 4, row = c.x.words * word;
+  return int8_aligned((c.tile.read + 1) * c.x.pitch * word) + int8_aligned(body.columns * row) +
+         int8_aligned(c.tile.pixels() * body.columns * word) +
+         int8_aligned((c.tile.read + 1) * word) + int8_aligned(c.tile.pixels() * word);
+}
+
+void set_tile(Int8Call& c, int64_t height, int64_t width) {
+  const int64_t down = c.layer.kernel_height, right = c.layer.kernel_width, s = c.layer.stride;
+  int64_t rows = (height - 1) * s + down, columns = (width - 1) * s + right;
+  if (c.transposed) rows = (height + down - 2) / s + 2, columns = (width + right - 2) / s + 2;
+  if (rows > c.x.image.height) rows = c.x.image.height;
+  if (columns > c.x.image.width) columns = c.x.image.width;
+  c.tile = {height, width, rows * columns};
+}
+
+// The largest tile within `budget`: of part of a row, or of whole rows.
+void fit_tile(Int8Call& c, const Int8Body& body, int64_t budget) {
+  auto fits = [&](int64_t height, int64_t width) {
+    set_tile(c, height, width);
+    return c.tile.pixels() <= kMostPixels && scratch_bytes(c, body) <= budget;
+  };
+  int64_t height = 1, width = c.out.width;
+  while (width > 1 && !fits(1, width))
+    width = width > body.rows ? (width - 1) / body.rows * body.rows : width - 1;
+  if (width == c.out.width)
+    while (height < c.out.height && fits(height + 1, width)) ++height;
+  else if (c.layer.kernel_height > 1)  // squares read less around them than stripes
+    while (height < c.out.height && width >= 2 * body.rows && fits(2 * height, width / 2))
+      height *= 2, width /= 2;
+  set_tile(c, height, width);
+}
+
+Plan plan_of(const sopt_int8_layer& layer, const sopt_image& x, bool transposed, int64_t height,
+             int64_t width, sopt_dtype dtype, sopt_elements elements, int64_t threads) {
+  Plan p{};
+  Int8Call& c = p.call;
+  p.body = kernels().int8_layer[elements][dtype];
+  c.layer = layer;
+  c.transposed = transposed;
+  c.x.image = x;
+  c.x.channels = transposed ? layer.outputs : layer.inputs;
+  c.x.words = (c.x.channels + p.body.depth - 1) / p.body.depth;
+  // Rows a multiple of 1 KiB apart would fall on the same lines of the first-level cache.
+  c.x.pitch = c.x.words + (c.x.words % 256 == 0 ? 16 : 0);
+  c.out = {nullptr, height, width, transposed ? layer.inputs : layer.outputs};
+  const int64_t eighth =
+      layer.outputs * layer.inputs * layer.kernel_height * layer.kernel_width / 2;
+  const int64_t budget = eighth > kLeastBudget ? eighth : kLeastBudget;
+  p.slots = threads;
+  for (;; --p.slots) {
+    const int64_t share = budget / p.slots / 64 * 64;
+    fit_tile(c, p.body, share < kMostPerThread ? share : kMostPerThread);
+    p.bytes = scratch_bytes(c, p.body);
+    if (p.bytes <= share || p.slots == 1) break;
+  }
+  const int64_t tiles = x.batch * ((height + c.tile.height - 1) / c.tile.height) *
+                        ((width + c.tile.width - 1) / c.tile.width);
+  const int64_t panels = (c.out.channels + p.body.columns - 1) / p.body.columns;
+  c.groups = tiles > 0 ? (kItemsPerThread * p.slots + tiles - 1) / tiles : 1;
+  if (c.groups > panels) c.groups = panels;
+  p.items = tiles * c.groups;
+  return p;
+}
+
+sopt_status check(const char* function, const sopt_int8_layer& layer, const sopt_image& x,
+                  sopt_dtype dtype, sopt_elements elements, int64_t threads) {
+  const struct {
+    const char* name;
+    int64_t value, least, most;
+  } rules[] = {
+      {"dtype", dtype, SOPT_FLOAT32, SOPT_FLOAT16},
+      {"elements", elements, SOPT_ELEMENTS_REAL, SOPT_ELEMENTS_INT8},
+      {"threads", threads, 1, 65536},
+      {"outputs", layer.outputs, 1, SOPT_INT8_MAX_CHANNELS},
+      {"inputs", layer.inputs, 1, SOPT_INT8_MAX_CHANNELS},
+      {"kernel_height", layer.kernel_height, 1, 64},
+      {"kernel_width", layer.kernel_width, 1, 64},
+      {"stride", layer.stride, 1, 64},
+      {"padding", layer.padding, 0, 64},
+      {"batch", x.batch, 0, INT64_MAX},
+      {"height", x.height, 0, INT64_MAX},
+      {"width", x.width, 0, INT64_MAX},
+  };
+  for (const auto& rule : rules)
+    if (rule.value < rule.least || rule.value > rule.most)
+      return sopt_fail(SOPT_INVALID_ARGUMENT,
+                       "%s: %s must be in [%" PRId64 ", %" PRId64 "], got %" PRId64, function,
+                       rule.name, rule.least, rule.most, rule.value);
+  return SOPT_OK;
+}
+
+sopt_status run(Plan p, void* out, void* scratch) {
+  p.call.out.data = out;
+  std::atomic<int64_t> next{0};
+  return parallel_for(p.slots, 1, [&](int64_t begin, int64_t end) {
+    if (begin >= end) return;
+    uint8_t* memory = static_cast<uint8_t*>(scratch) + begin * p.bytes;
+    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < p.items;)
+      p.body.item(p.call, item, memory);
+  });
+}
+
+int64_t out_size(int64_t size, int64_t kernel, const sopt_int8_layer& layer) {
+  const int64_t room = size + 2 * layer.padding - kernel;
+  return room < 0 ? 0 : room / layer.stride + 1;
+}
+
+sopt_status plan_forward(const char* function, const sopt_int8_layer& layer, const sopt_image& x,
+                         sopt_dtype dtype, sopt_elements elements, int64_t threads, Plan* plan) {
+  const sopt_status status = check(function, layer, x, dtype, elements, threads);
+  if (status != SOPT_OK) return status;
+  const int64_t height = out_size(x.height, layer.kernel_height, layer);
+  const int64_t width = out_size(x.width, layer.kernel_width, layer);
+  *plan = plan_of(layer, x, false, height, width, dtype, elements, threads);
+  return SOPT_OK;
+}
+
+sopt_status plan_backward(const char* function, const sopt_int8_layer& layer, const sopt_image& x,
+                          int64_t height, int64_t width, sopt_dtype dtype, int64_t threads,
+                          Plan* plan) {
+  const sopt_status status = check(function, layer, x, dtype, SOPT_ELEMENTS_REAL, threads);
+  if (status != SOPT_OK) return status;
+  if (out_size(height, layer.kernel_height, layer) != x.height ||
+      out_size(width, layer.kernel_width, layer) != x.width)
+    return sopt_fail(
+        SOPT_INVALID_ARGUMENT,
+        "%s: height and width must be those of an input of which the result is %" PRId64
+        " by %" PRId64 ", got %" PRId64 " and %" PRId64,
+        function, x.height, x.width, height, width);
+  *plan = plan_of(layer, x, true, height, width, dtype, SOPT_ELEMENTS_REAL, threads);
+  return SOPT_OK;
+}
+
+}  // namespace
+}  // namespace sopt
+
+int64_t sopt_int8_conv2d_scratch_cpu(const sopt_int8_layer* layer, const sopt_image* x,
+                                     sopt_dtype dtype, sopt_elements elements, int64_t threads) {
+  sopt::Plan plan;
+  if (sopt::plan_forward(__func__, *layer, *x, dtype, elements, threads, &plan) != SOPT_OK)
+    return -1;
+  return plan.slots * plan.bytes;
+}
+
+int64_t sopt_int8_conv2d_backward_scratch_cpu(const sopt_int8_layer* layer,
+                                              const sopt_image* gradient, int64_t height,
+                                              int64_t width, sopt_dtype dtype, int64_t threads) {
+  sopt::Plan plan;
+  if (sopt::plan_backward(__func__, *layer, *gradient, height, width, dtype, threads, &plan) !=
+      SOPT_OK)
+    return -1;
+  return plan.slots * plan.bytes;
+}
+
+sopt_status sopt_int8_conv2d_cpu(const sopt_int8_layer* layer, const sopt_image* x, void* out,
+                                 sopt_dtype dtype, sopt_elements elements, int64_t threads,
+                                 void* scratch) {
+  sopt::Plan plan;
+  const sopt_status status =
+      sopt::plan_forward(__func__, *layer, *x, dtype, elements, threads, &plan);
+  return status == SOPT_OK ? sopt::run(plan, out, scratch) : status;
+}
+
+sopt_status sopt_int8_conv2d_backward_cpu(const sopt_int8_layer* layer, const sopt_image* gradient,
+                                          void* out, int64_t height, int64_t width,
+                                          sopt_dtype dtype, int64_t threads, void* scratch) {
+  sopt::Plan plan;
+  const sopt_status status =
+      sopt::plan_backward(__func__, *layer, *gradient, height, width, dtype, threads, &plan);
+  return status == SOPT_OK ? sopt::run(plan, out, scratch) : status;
+}

@@ -1,0 +1,16 @@
+"""int8 weights: layers that never dequantize them, and networks turned into such layers."""
+
+from .layers import Int8Conv2d, Int8Layer, Int8Linear, Int8Weight, quantize_weight
+from .network import Quantization, become_int8, quantizable_layers, quantize
+
+__all__ = [
+    "Int8Conv2d",
+    "Int8Layer",
+    "Int8Linear",
+    "Int8Weight",
+    "Quantization",
+    "become_int8",
+    "quantizable_layers",
+    "quantize",
+    "quantize_weight",
+]
