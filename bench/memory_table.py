@@ -14,10 +14,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 import sopt
@@ -65,13 +68,33 @@ def resident_peak(model: Model, side: int, *, backward: bool, ours: bool) -> int
             with torch.no_grad():
                 latents = vae.encode(torch.zeros(1, 3, side, side)).latent_dist.mean
             sample = _sample(model, latents, networks)
-            autocast = torch.autocast("cpu", dtype) if half else contextlib.nullcontext()
-            with autocast, torch.set_grad_enabled(backward):
+            with (
+                _autocast(dtype) if half else contextlib.nullcontext(),
+                torch.set_grad_enabled(backward),
+            ):
                 loss = diffusion_loss(unet, model.noise_scheduler(), sample)
                 if backward:
                     loss.backward()
                     torch.optim.AdamW(adapter.values()).step()
         return memory.peaks["step"]
+
+
+@contextlib.contextmanager
+def _autocast(dtype: torch.dtype) -> Iterator[None]:
+    """As on a GPU, where norms are computed in float32: a CPU's autocast leaves them in 16 bits."""
+    with torch.autocast("cpu", dtype), _NormsInFloat32():
+        yield
+
+
+class _NormsInFloat32(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func not in (functional.group_norm, functional.layer_norm):
+            return func(*args, **kwargs)
+        single = [x.float() if isinstance(x, torch.Tensor) else x for x in args]
+        named = {k: x.float() if isinstance(x, torch.Tensor) else x for k, x in kwargs.items()}
+        with torch.autocast("cpu", enabled=False):
+            return func(*single, **named)
 
 
 def _sample(model: Model, latents: torch.Tensor, networks: dict[str, Any]) -> Sample:
