@@ -175,6 +175,7 @@ class BlockWeights(Weights):
         super().__init__(group, tensors, noise, rounding)
         self._at: tuple[int, float] | None = None
         self._base: dict[Tensor, Tensor] = {}  # of the parameters that are scratch now
+        self._calls: list[list[Tensor]] = []  # those of each call of a block that goes on
         self._scratch: Tensor | None = None  # bytes, as many as the largest block has
         self._largest = 0
         self._blocks: set[str] = set()
@@ -192,8 +193,6 @@ class BlockWeights(Weights):
                 )
 
     def _register(self, name: str, block: nn.Module, own: Mapping[Tensor, int]) -> None:
-        calls: list[list[Tensor]] = []  # a module may call itself
-
         def perturb(*_: Any) -> None:
             if self._at is None:
                 return
@@ -205,16 +204,16 @@ class BlockWeights(Weights):
             write_noisy_(scratch, base, *self._at, streams=streams, kind=self._noise["kind"])
             for p, x, perturbed in zip(params, base, scratch, strict=True):
                 self._base[p], p.data = x, perturbed
-            calls.append(params)
+            self._calls.append(params)
 
         def restore(*_: Any) -> None:
-            for p in calls.pop() if calls else ():
+            for p in self._calls.pop() if self._calls else ():
                 p.data = self._base.pop(p)
 
         self._blocks.add(name)
         self._largest = max(self._largest, sum(map(_aligned_bytes, own)))
         block.register_forward_pre_hook(perturb)
-        block.register_forward_hook(restore, always_call=True)  # also if the forward raises
+        block.register_forward_hook(restore, always_call=True)  # a closure may go on after an error
 
     def move(self, seed: int, coefficient: float, rounding_seed: int) -> None:
         self._at = seed, coefficient
@@ -222,9 +221,13 @@ class BlockWeights(Weights):
 
     def home(self) -> None:
         self._at = None
+        self._calls.clear()
+        for p, x in self._base.items():  # torch calls no hook after a Ctrl-C
+            p.data = x
+        self._base.clear()
 
     def update(self, terms: Terms) -> None:
-        self._at = None
+        self.home()
         add_noise_(self._list, **self._sum(terms))
 
     def _scratch_like(self, base: Sequence[Tensor]) -> list[Tensor]:
