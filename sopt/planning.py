@@ -13,8 +13,8 @@ from tqdm import tqdm
 from .budget import Budget, process_bound, readable
 from .config import METHODS, TrainConfig
 from .data import Picture
-from .drawing import Stages
 from .devices import weight_storage
+from .drawing import Stages
 from .errors import InputError
 from .memory import MemoryRecorder, anonymous_resident_bytes
 from .models import Model, inject_lora, open_model
