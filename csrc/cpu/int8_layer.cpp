@@ -23,8 +23,8 @@ struct Plan {
 int64_t scratch_bytes(const Int8Call& c, const Int8Body& body) {
   const int64_t word = 4, row = c.x.words * word;
   return int8_aligned((c.tile.read + 1) * c.x.pitch * word) + int8_aligned(body.columns * row) +
-         int8_aligned(c.tile.pixels() * body.columns * word) +
-         int8_aligned((c.tile.read + 1) * word) + int8_aligned(c.tile.pixels() * word);
+         int8_aligned(c.tile.pixels * body.columns * word) +
+         int8_aligned((c.tile.read + 1) * word) + int8_aligned(c.tile.pixels * word);
 }
 
 void set_tile(Int8Call& c, int64_t height, int64_t width) {
@@ -33,14 +33,14 @@ void set_tile(Int8Call& c, int64_t height, int64_t width) {
   if (c.transposed) rows = (height + down - 2) / s + 2, columns = (width + right - 2) / s + 2;
   if (rows > c.x.image.height) rows = c.x.image.height;
   if (columns > c.x.image.width) columns = c.x.image.width;
-  c.tile = {height, width, rows * columns};
+  c.tile = {height, width, height * width, rows * columns};
 }
 
 // The largest tile within `budget`: of part of a row, or of whole rows.
 void fit_tile(Int8Call& c, const Int8Body& body, int64_t budget) {
   auto fits = [&](int64_t height, int64_t width) {
     set_tile(c, height, width);
-    return c.tile.pixels() <= kMostPixels && scratch_bytes(c, body) <= budget;
+    return c.tile.pixels <= kMostPixels && scratch_bytes(c, body) <= budget;
   };
   int64_t height = 1, width = c.out.width;
   while (width > 1 && !fits(1, width))

@@ -25,9 +25,9 @@ struct Int8Scratch {
     const int64_t words = c.x.words, read = c.tile.read + 1;
     pixels = take<typename M::Word>(memory, read * c.x.pitch);
     panel = take<typename M::Word>(memory, words * M::kColumns);
-    totals = take<float>(memory, c.tile.pixels() * M::kColumns);
+    totals = take<float>(memory, c.tile.pixels * M::kColumns);
     scales = take<float>(memory, read);
-    sources = take<int32_t>(memory, c.tile.pixels());
+    sources = take<int32_t>(memory, c.tile.pixels);
   }
   template <class T>
   static T* take(uint8_t*& memory, int64_t count) {
@@ -248,7 +248,7 @@ static Int8Tile int8_tile(const Int8Call& c, int64_t index) {
 template <class M, class T>
 void pack_pixels(const Int8Call& c, const Int8Tile& t, const Int8Scratch<M>& s) {
   const sopt_image& x = c.x.image;
-  const int64_t width = t.columns.size(), read = t.rows.size() * width;
+  const int64_t width = t.columns.size, read = t.rows.size * width;
   for (int64_t p = 0; p < read; ++p) {
     const T* from = static_cast<const T*>(x.data) + t.batch * x.batch_stride +
                     (t.rows.begin + p / width) * x.row_stride +
@@ -265,7 +265,7 @@ void pack_pixels(const Int8Call& c, const Int8Tile& t, const Int8Scratch<M>& s) 
 template <class M>
 void list_sources(const Int8Call& c, const Int8Tile& t, int64_t down, int64_t right,
                   const Int8Scratch<M>& s) {
-  const int64_t width = t.columns.size(), zeros = t.rows.size() * width;
+  const int64_t width = t.columns.size, zeros = t.rows.size * width;
   for (int64_t y = 0; y < t.height; ++y) {
     const int64_t row = int8_source(c, t.top + y, down, c.x.image.height);
     for (int64_t x = 0; x < t.width; ++x) {

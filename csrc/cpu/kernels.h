@@ -76,8 +76,7 @@ struct Int8Call {
   } out;
   struct {
     int64_t height, width;
-    int64_t read;  // pixels that a tile reads at most
-    int64_t pixels() const { return height * width; }
+    int64_t pixels, read;  // of a tile; that it reads at most
   } tile;
   int64_t groups;  // of panels: so many items for each tile
 };
@@ -105,8 +104,7 @@ static inline int64_t int8_source(const Int8Call& c, int64_t y, int64_t k, int64
 
 // All rows of x that `count` rows of the result read, from row y on.
 struct Int8Span {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
+  int64_t begin, size;
 };
 
 static inline Int8Span int8_span(const Int8Call& c, int64_t y, int64_t count, int64_t kernel,
@@ -119,7 +117,7 @@ static inline Int8Span int8_span(const Int8Call& c, int64_t y, int64_t count, in
   }
   begin = begin > 0 ? begin : 0;
   end = end < size ? end : size;
-  return {begin, end > begin ? end : begin};
+  return {begin, end > begin ? end - begin : 0};
 }
 
 // Ranges of elements that kernels are called on begin at a multiple of this: a whole number of

@@ -29,7 +29,7 @@ def quantize_weight(weight: Tensor) -> Int8Weight:
     copies of 2^20 elements or of one row.
 
     Args:
-        weight: ``(outputs, inputs)`` or ``(outputs, inputs, height, width)``, of any floating dtype.
+        weight: ``(outputs, inputs)`` or ``(outputs, inputs, height, width)``, floating.
 
     Raises:
         ValueError: A value is NaN or infinite.
