@@ -38,6 +38,7 @@ from sopt.training import LoraTraining
 from . import mezo_reference
 
 MIB = 2**20
+SEED = 11  # its first two steps are of both kinds
 FRAMEWORKS = {"plain float32": torch.float32, "plain bfloat16": torch.bfloat16}
 
 
@@ -93,6 +94,7 @@ def run(name: str, budget: str | None, steps: int, work: Path) -> dict[str, Any]
         "model": f"random:{name}",
         "steps": steps,
         "schedule": 0.5,
+        "seed": SEED,
         "num_perturbations": 1,
         "memory_budget": budget,
     }
