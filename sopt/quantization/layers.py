@@ -104,6 +104,7 @@ class Int8Conv2d(Int8Layer, nn.Conv2d):
     """A convolution by :func:`sopt_kernels.int8_conv2d`."""
 
     def forward(self, x: Tensor) -> Tensor:
+        assert not isinstance(self.padding, str)  # see quantize: numbers, the same on all sides
         (stride, _), (padding, _) = self.stride, self.padding
         return int8_conv2d(
             x,
@@ -111,6 +112,6 @@ class Int8Conv2d(Int8Layer, nn.Conv2d):
             self.scales,
             self.bias,
             stride=stride,
-            padding=int(padding),
+            padding=padding,
             activations=self.activations,
         )

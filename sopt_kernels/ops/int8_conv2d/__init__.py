@@ -102,7 +102,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 # Shape of x: outputs, kernel height and width, stride, padding.
-_SIZES = {
+_SIZES: dict[tuple[int, ...], tuple[int, ...]] = {
     (2, 64, 8, 8): (40, 3, 3, 1, 1),
     (1, 3, 9, 7): (5, 3, 3, 2, 1),
     (1, 131, 5, 6): (67, 1, 1, 1, 0),
