@@ -245,16 +245,45 @@ static Int8Tile int8_tile(const Int8Call& c, int64_t index) {
   return t;
 }
 
+constexpr int64_t kMostGathered = 2560;  // channels; no layer of the published models has more
+
+// Neighbours in a row whose channels lie apart, as rows of channels.
+template <class P, class T>
+SOPT_INLINE void gather_pixels(const T* from, int64_t stride, int64_t pixels, int64_t channels,
+                               T* to) {
+  constexpr int L = P::kLanes;
+  for (int64_t k = 0; k < channels; k += L) {
+    typename P::F rows[L];
+    for (int64_t j = 0; j < L; ++j)
+      rows[j] =
+          k + j < channels ? load_some<P>(from + (k + j) * stride, pixels) : typename P::F{};
+    P::transpose(rows);
+    for (int64_t j = 0; j < pixels; ++j)
+      store_some<P>(to + j * channels + k, channels - k, rows[j]);
+  }
+}
+
 template <class M, class T>
 void pack_pixels(const Int8Call& c, const Int8Tile& t, const Int8Scratch<M>& s) {
+  constexpr int64_t L = M::Pack::kLanes;
   const sopt_image& x = c.x.image;
-  const int64_t width = t.columns.size, read = t.rows.size * width;
-  for (int64_t p = 0; p < read; ++p) {
+  const int64_t width = t.columns.size, read = t.rows.size * width, channels = c.x.channels;
+  const bool apart = x.channel_stride != 1 && x.column_stride == 1 && channels <= kMostGathered;
+  const float* factors = c.transposed ? c.layer.scales : nullptr;
+  T gathered[L * kMostGathered];
+  for (int64_t p = 0; p < read;) {
+    const int64_t column = p % width, run = width - column < L ? width - column : L;
     const T* from = static_cast<const T*>(x.data) + t.batch * x.batch_stride +
                     (t.rows.begin + p / width) * x.row_stride +
-                    (t.columns.begin + p % width) * x.column_stride;
-    s.scales[p] = pack_pixel<M>(from, x.channel_stride, c.x.channels, c.x.words,
-                                c.transposed ? c.layer.scales : nullptr, s.pixels + p * c.x.pitch);
+                    (t.columns.begin + column) * x.column_stride;
+    int64_t stride = x.channel_stride, step = x.column_stride;
+    if (apart) {
+      gather_pixels<typename M::Pack>(from, stride, run, channels, gathered);
+      from = gathered, stride = 1, step = channels;
+    }
+    for (const int64_t end = p + run; p < end; ++p, from += step)
+      s.scales[p] =
+          pack_pixel<M>(from, stride, channels, c.x.words, factors, s.pixels + p * c.x.pitch);
   }
   const T zero{};
   s.scales[read] = 0.0f;
