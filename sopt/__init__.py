@@ -15,14 +15,23 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     from . import tiny
+    from .evaluation.benchmark import benchmark
+    from .evaluation.evaluating import evaluate
     from .planning import plan
     from .sampling import generate
     from .trainer import Run, train
 
-__all__ = ["InputError", "Run", "generate", "plan", "tiny", "train"]
+__all__ = ["InputError", "Run", "benchmark", "evaluate", "generate", "plan", "tiny", "train"]
 
 # Imported at first use: torch and diffusers take seconds, `import sopt` and `sopt --help` do not.
-_MODULE_OF = {"Run": ".trainer", "train": ".trainer", "generate": ".sampling", "plan": ".planning"}
+_MODULE_OF = {
+    "Run": ".trainer",
+    "train": ".trainer",
+    "generate": ".sampling",
+    "plan": ".planning",
+    "evaluate": ".evaluation.evaluating",
+    "benchmark": ".evaluation.benchmark",
+}
 
 
 def __getattr__(name: str) -> Any:
