@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,6 +126,7 @@ class MemoryRecorder:
         self._found = found
         self.peaks: dict[str, int] = {}
         self.process: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
         self._live: LiveStorage | None = None
         if (resident := anonymous_resident_bytes()) is not None:
             self.process["at_start"] = resident
@@ -149,10 +151,14 @@ class MemoryRecorder:
             self._count_from_here()
         else:
             self._stop_counting()
+        started = time.perf_counter()
         try:
             yield
         except (OverBudget, torch.OutOfMemoryError) as error:
             raise InputError(self._too_much(name, error)) from error
+        finally:
+            elapsed = time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
         if self.device.type == "cuda":
             self._raise_to(self.peaks, name, torch.cuda.max_memory_allocated(self.device))
         elif self._live is not None:

@@ -199,7 +199,7 @@ def test_customconcept101_is_read_as_published(concepts):
 def test_the_lists_are_parsed_and_never_executed(dreambooth):
     file = dreambooth / "dataset" / "prompts_and_classes.txt"
     file.write_text(LISTS.replace("'a green {0} {1}'.format(", "print('a {0} {1}'.format("))
-    with pytest.raises(InputError, match=r"line 14 of .* is not understood: \"print"):
+    with pytest.raises(InputError, match=r"line 13 of .* is not understood: \"print"):
         read_subjects("dreambooth", dreambooth)
 
 
