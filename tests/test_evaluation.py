@@ -279,7 +279,7 @@ def test_pictures_and_prompts_must_match(backbones, tmp_path):
             sopt.evaluate(str(folder), real, prompts=prompts, **backbones)
     with pytest.raises(InputError, match=r"0\.png is damaged"):
         content = (folder / "0.png").read_bytes()
-        (folder / "0.png").write_bytes(content[:200])
+        (folder / "0.png").write_bytes(content[: len(content) // 2])
         sopt.evaluate(str(folder), real, prompts="a dog", **backbones)
     with pytest.raises(InputError, match="mode F"):
         sopt.evaluate(Image.new("F", (8, 8), math.nan), real, prompts="a dog", **backbones)

@@ -13,7 +13,7 @@ class Markup(str):
     __slots__ = ()
 
 
-def element(name: str, *children: str | None, **attributes: object) -> Markup:
+def element(name: str, /, *children: str | None, **attributes: object) -> Markup:
     """An element; children that are not :class:`Markup` are text and are escaped, None is nothing.
 
     In names of attributes ``_`` stands for ``-``, and one at the end is dropped (``class_``);
