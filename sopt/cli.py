@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(options: dict[str, Any]) -> None:
     """Train an adapter on pictures of a subject."""
-    json_file = json_file(options)
+    figures_file = json_file(options)
     for name in ("images", "prior_images"):
         if len(options.get(name, ())) == 1:
             (options[name],) = options[name]
@@ -81,7 +81,7 @@ def train(options: dict[str, Any]) -> None:
     with _printed_log():
         run = train_run(**options)
     figures = {"adapter": str(run.adapter), "steps": len(run.history), "memory": run.memory}
-    write_json(json_file, figures)
+    write_json(figures_file, figures)
     print(f"adapter      {run.adapter}")
     peaks = dict(run.memory)
     process = peaks.pop("process_anonymous")
@@ -106,12 +106,12 @@ def generate(options: dict[str, Any]) -> None:
 
 def demo(options: dict[str, Any]) -> None:
     """Teach the bundled model a new subject, in minutes, and measure how well."""
-    json_file = json_file(options)
+    figures_file = json_file(options)
 
     from .demo import demo as run_demo
 
     figures = run_demo(Path(options["output"]), options["seed"], options["steps"])
-    write_json(json_file, figures)
+    write_json(figures_file, figures)
     print(f"seconds        {figures['seconds']:.0f}")
     print(f"peak memory    {_peaks(figures['peak_bytes'])}")
     for score in ("subject", "prompt"):
@@ -123,24 +123,24 @@ def demo(options: dict[str, Any]) -> None:
 
 def doctor(options: dict[str, Any]) -> None:
     """Show versions, devices, and which kernels are in use here."""
-    json_file = json_file(options)
+    figures_file = json_file(options)
 
     from .doctor import examine, render
 
     findings = examine()
-    write_json(json_file, findings)
+    write_json(figures_file, findings)
     print(render(findings))
 
 
 def plan(options: dict[str, Any]) -> None:
     """Show what runs would take in memory, and which fit a budget; needs none of it."""
-    json_file = json_file(options)
+    figures_file = json_file(options)
 
     from .planning import plan as predict
     from .planning import table
 
     rows = predict(**options)
-    write_json(json_file, [row.to_dict() for row in rows])
+    write_json(figures_file, [row.to_dict() for row in rows])
     print("Peak memory of tensors, in MiB. The process takes at most 15 % and 120 MiB more than")
     print("that, on top of Python and its libraries.")
     print(table(rows))

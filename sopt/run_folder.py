@@ -64,7 +64,9 @@ class RunFolder:
                 "never", a damaged checkpoint, or files of the same names that no run of ours made.
         """
         started = self.config.exists() or self.checkpoint.exists()
-        strangers = [file.name for file in [*self.results, self.history, self.report] if file.exists()]
+        strangers = [
+            file.name for file in [*self.results, self.history, self.report] if file.exists()
+        ]
         if not started and strangers:
             raise InputError(
                 f"output {str(self.path)!r} has a file {strangers[0]} but no run; "

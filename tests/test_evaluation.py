@@ -219,7 +219,9 @@ def test_a_dataset_that_lacks_something_is_refused(dreambooth, concepts, tmp_pat
     file.unlink()
     with pytest.raises(InputError, match=r"cannot read .*prompts_and_classes\.txt"):
         read_subjects("dreambooth", dreambooth)
-    with pytest.raises(InputError, match="unknown benchmark 'dreamboth': did you mean 'dreambooth'"):
+    with pytest.raises(
+        InputError, match="unknown benchmark 'dreamboth': did you mean 'dreambooth'"
+    ):
         read_subjects("dreamboth", dreambooth)
     with pytest.raises(InputError, match="data: there is no folder"):
         read_subjects("dreambooth", tmp_path / "none")

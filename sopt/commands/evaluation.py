@@ -64,9 +64,7 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_benchmark_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "dataset", metavar="DATASET", help=f"which one: {' or '.join(PUBLISHED)}"
-    )
+    parser.add_argument("dataset", metavar="DATASET", help=f"which one: {' or '.join(PUBLISHED)}")
     # The training settings, which the command line adds, have the device.
     _add_options(parser, run_benchmark, several=("subjects",), without=("dataset", "training"))
 

@@ -206,9 +206,7 @@ def _subject(
     )
     prompts = _draw(subject, protocol, run.config, run.adapter, folder)
     references = load_pictures(str(subject.folder), "real")
-    drawn = group_by_prompt(
-        load_pictures(str(folder / SAMPLES), "drawn"), prompts, protocol.token
-    )
+    drawn = group_by_prompt(load_pictures(str(folder / SAMPLES), "drawn"), prompts, protocol.token)
     rows = [[picture.image for picture in references]]
     rows += [[picture.image for picture in pictures] for _, pictures in drawn]
     for picture in (picture for row in rows for picture in row):

@@ -159,9 +159,7 @@ def bars(
         colour = COLOURS.get(name.removeprefix("train-"), "#6b7280")
         parts += [
             _text(BAR_LEFT - 8, y + 14, _shortened(name), "end"),
-            element(
-                "rect", x=BAR_LEFT, y=y, width=f"{length:.1f}", height=BAR, rx=2, fill=colour
-            ),
+            element("rect", x=BAR_LEFT, y=y, width=f"{length:.1f}", height=BAR, rx=2, fill=colour),
             _text(BAR_LEFT + length + 6, y + 14, words, "start"),
         ]
     height = top + len(rows) * (BAR + BAR_GAP)
@@ -197,9 +195,7 @@ def _line(
 
 
 def _text(x: float, y: float, words: str, anchor: str, **attributes: object) -> Markup:
-    return element(
-        "text", words, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor, **attributes
-    )
+    return element("text", words, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor, **attributes)
 
 
 def _shortened(name: str) -> str:
@@ -209,4 +205,6 @@ def _shortened(name: str) -> str:
 def key(branch: str, words: str) -> Markup:
     """An entry of a legend: a mark in the branch's colour and shape, and what it stands for."""
     mark = {"bp": "●", "zo": "✕"}[branch]
-    return join(element("b", mark, style=f"color:{COLOURS[branch]}", aria_hidden="true"), f" {words}")
+    return join(
+        element("b", mark, style=f"color:{COLOURS[branch]}", aria_hidden="true"), f" {words}"
+    )

@@ -140,7 +140,9 @@ def _pictures(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup | None:
 def _figures(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
     rows: dict[str, list[str]] = {
         "steps done": [f"{len(run.history)} of {run.steps}" for run in runs],
-        "peak of tensors": [readable(max(run.peaks.values())) if run.peaks else "–" for run in runs],
+        "peak of tensors": [
+            readable(max(run.peaks.values())) if run.peaks else "–" for run in runs
+        ],
         "time": [sections.duration(sum(run.seconds.values())) for run in runs],
     }
     for branch, words in sections.BRANCHES.items():
@@ -166,7 +168,9 @@ def _last_loss(run: RunFiles, branch: str) -> str:
 def _peaks(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup | None:
     peaks = [max(run.peaks.values(), default=0) for run in runs]
     rows = [(name, size, readable(size)) for name, size in zip(names, peaks, strict=True)]
-    return sections.chart("Peak memory of tensors", bars(rows, "Peak memory by run", sections.listed(rows)))
+    return sections.chart(
+        "Peak memory of tensors", bars(rows, "Peak memory by run", sections.listed(rows))
+    )
 
 
 def _times(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup | None:

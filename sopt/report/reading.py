@@ -47,8 +47,9 @@ class RunFiles:
 
     @property
     def process(self) -> dict[str, int]:
-        """Bytes of the process by phase."""
-        return dict(self.memory.get("process_anonymous", {}))
+        """Bytes of the process, at the run's start and by phase."""
+        found = self.memory.get("process_anonymous", {})
+        return {name.replace("_", " "): size for name, size in found.items()}
 
     @property
     def seconds(self) -> dict[str, float]:
