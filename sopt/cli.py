@@ -1,4 +1,4 @@
-"""The command line: ``sopt train | generate | plan | evaluate | benchmark | report | demo | doctor``.
+"""The command line, ``sopt COMMAND``; ``sopt --help`` lists the commands.
 
 Options have the names of the Python settings; dashes may stand for underscores. What the user asked
 for and cannot be done is one line on stderr and status 2; Ctrl-C is status 130. PyTorch, which

@@ -10,6 +10,7 @@ import torch
 from backbones import CLIP_SIDE, DINO_SIDE
 from PIL import Image
 from pipelines import save_pictures
+from published import LISTS, save_dreambooth
 from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
 import sopt
@@ -126,38 +127,10 @@ def test_a_template_is_filled_at_every_place():
 
 # -- datasets ---------------------------------------------------------------------------------
 
-LISTS = """Classes
-
-subject_name,class
-vase,vase
-cat2,cat
-
-Prompts
-
-Object Prompts
-
-prompt_list = [
-'a {0} {1} under a lamp'.format(unique_token, class_token),
-'a green {0} {1}'.format(unique_token, class_token)
-]
-
-Live Subject Prompts
-
-prompt_list = [
-'a {0} {1} under a lamp'.format(unique_token, class_token),
-'a {0} {1} wearing gloves'.format(unique_token, class_token)
-]
-"""
-
 
 @pytest.fixture
 def dreambooth(tmp_path):
-    folder = tmp_path / "dreambooth"
-    (folder / "dataset").mkdir(parents=True)
-    (folder / "dataset" / "prompts_and_classes.txt").write_text(LISTS)
-    for name in ("vase", "cat2"):
-        save_pictures(folder / "dataset" / name, 2)
-    return folder
+    return save_dreambooth(tmp_path / "dreambooth")
 
 
 @pytest.fixture
@@ -248,7 +221,7 @@ def test_a_backbone_that_is_not_there_says_how_to_get_it(backbones, tmp_path, mo
     with pytest.raises(InputError, match="`hf download nobody/none` fetches it") as caught:
         sopt.evaluate(*arguments, prompts="a dog", **backbones | {"dino": "nobody/none"})
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="dino .* must be a model of type vit or dinov2, got clip"):
+    with pytest.raises(InputError, match=r"dino .* must be a model of type vit or dinov2, got clip"):
         sopt.evaluate(*arguments, prompts="a dog", **backbones | {"dino": backbones["clip"]})
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(InputError, match="has no safetensors weights that can be read"):
@@ -279,9 +252,9 @@ def test_pictures_and_prompts_must_match(backbones, tmp_path):
     ]:
         with pytest.raises(InputError, match=message):
             sopt.evaluate(str(folder), real, prompts=prompts, **backbones)
+    content = (folder / "0.png").read_bytes()
+    (folder / "0.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"0\.png is damaged"):
-        content = (folder / "0.png").read_bytes()
-        (folder / "0.png").write_bytes(content[: len(content) // 2])
         sopt.evaluate(str(folder), real, prompts="a dog", **backbones)
     with pytest.raises(InputError, match="mode F"):
         sopt.evaluate(Image.new("F", (8, 8), math.nan), real, prompts="a dog", **backbones)

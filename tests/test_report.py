@@ -53,7 +53,7 @@ def save_run(folder, seed=0, steps=STEPS, done=STEPS, **settings):
 
 
 class Page(HTMLParser):
-    """The elements of a page: (name, attributes), and the text; every element is closed in order."""
+    """The elements of a page, (name, attributes), and its text; all are closed in order."""
 
     def __init__(self, text):
         super().__init__()

@@ -38,8 +38,8 @@ def evaluate(
     DINO and CLIP-I are mean cosines over all pairs of a drawn and a real picture, CLIP-T that of a
     picture and its prompt without the rare word, diversity the mean of 1 - cosine (DINO) between
     pictures of one prompt: :meth:`~sopt.evaluation.metrics.Scorer.score` has the formulas. Scores
-    by different backbones are not comparable, so theirs stand beside them. A copy of the real
-    pictures scores highest in DINO and CLIP-I: look at CLIP-T, at diversity and at the pictures too.
+    by different backbones are not comparable, so their names are in the result. Copies of the real
+    pictures score highest in DINO and CLIP-I: look at CLIP-T, diversity and the pictures too.
 
     Args:
         images: The drawn pictures: a folder, or one with ``samples/`` and ``prompts.json`` as
