@@ -15,7 +15,7 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     from . import tiny
-    from .evaluation.benchmark import benchmark
+    from .evaluation.benchmarking import benchmark
     from .evaluation.evaluating import evaluate
     from .planning import plan
     from .sampling import generate
@@ -30,7 +30,7 @@ _MODULE_OF = {
     "generate": ".sampling",
     "plan": ".planning",
     "evaluate": ".evaluation.evaluating",
-    "benchmark": ".evaluation.benchmark",
+    "benchmark": ".evaluation.benchmarking",
 }
 
 

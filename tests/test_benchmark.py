@@ -1,5 +1,6 @@
 """``sopt.benchmark`` on a small dataset: what it draws and writes, and how it goes on."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from published import save_dreambooth
 
 import sopt
 from sopt import InputError, cli
-from sopt.evaluation import benchmark as module
+from sopt.evaluation import benchmarking as module
 
 METRICS = ("dino", "clip_i", "clip_t", "diversity")
 
@@ -153,6 +154,7 @@ def test_the_command(settings, capsys, tmp_path, monkeypatch):
     }
     received = {}
 
+    @functools.wraps(sopt.benchmark)
     def run(**options):
         received.update(options)
         return report

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import InputError
-from ..evaluation.benchmark import PUBLISHED
-from ..evaluation.benchmark import benchmark as run_benchmark
+from ..evaluation.benchmarking import PUBLISHED, table
+from ..evaluation.benchmarking import benchmark as run_benchmark
 from ..evaluation.evaluating import evaluate as score
 from .figures import json_file, write_json
 
@@ -50,7 +50,7 @@ def evaluate(options: dict[str, Any]) -> None:
 
 def benchmark(options: dict[str, Any]) -> None:
     """Train on each subject of a published dataset, draw its prompts, and score."""
-    from ..evaluation.benchmark import table
+    from ..evaluation.benchmarking import table
 
     file = json_file(options)
     _require(options, ("data", "output"))

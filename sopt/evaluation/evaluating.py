@@ -43,7 +43,7 @@ def evaluate(
 
     Args:
         images: The drawn pictures: a folder, or one with ``samples/`` and ``prompts.json`` as
-            :func:`~sopt.evaluation.benchmark.benchmark` writes them; files; or PIL images.
+            :func:`~sopt.evaluation.benchmarking.benchmark` writes them; files; or PIL images.
         references: Real pictures of the subject: a folder, files, or PIL images.
         prompts: One text for all drawn pictures, or a mapping (or its JSON file) from the name of
             each picture's file, without ending, to its prompt; the folder's ``prompts.json`` if
