@@ -50,8 +50,6 @@ def evaluate(options: dict[str, Any]) -> None:
 
 def benchmark(options: dict[str, Any]) -> None:
     """Train on each subject of a published dataset, draw its prompts, and score."""
-    from ..evaluation.benchmarking import table
-
     file = json_file(options)
     _require(options, ("data", "output"))
     report = run_benchmark(**options)
