@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -124,9 +124,9 @@ class MemoryRecorder:
         self.device = device
         self._budget = budget
         self._found = found
+        self.seconds: dict[str, float] = {}
         self.peaks: dict[str, int] = {}
         self.process: dict[str, int] = {}
-        self.seconds: dict[str, float] = {}
         self._live: LiveStorage | None = None
         if (resident := anonymous_resident_bytes()) is not None:
             self.process["at_start"] = resident
@@ -145,20 +145,17 @@ class MemoryRecorder:
         a step whose shapes repeat those of a measured one has the same peak. Allocator and process
         figures cost nothing and are always taken.
         """
+        started = perf_counter()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif measured:
             self._count_from_here()
         else:
             self._stop_counting()
-        started = time.perf_counter()
         try:
             yield
         except (OverBudget, torch.OutOfMemoryError) as error:
             raise InputError(self._too_much(name, error)) from error
-        finally:
-            elapsed = time.perf_counter() - started
-            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
         if self.device.type == "cuda":
             self._raise_to(self.peaks, name, torch.cuda.max_memory_allocated(self.device))
         elif self._live is not None:
@@ -167,6 +164,7 @@ class MemoryRecorder:
             self._raise_to(self.process, name, resident)
             if self._budget and self._budget.of_process and resident > self._budget.bytes:
                 raise InputError(self._too_much(name, OverBudget(resident)))
+        self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - started
 
     def _too_much(self, phase: str, error: Exception) -> str:
         if isinstance(error, OverBudget):

@@ -171,7 +171,7 @@ def test_the_surface_is_the_schedule():
     pixels = np.asarray(Image.open(io.BytesIO(content)), dtype=float)
     rows, columns, _ = pixels.shape
     for row, column in [(0, 0), (0, columns - 1), (rows // 2, columns - 1), (rows - 1, 5)]:
-        step, timestep = (column + 0.5) / columns * 1000, (rows - row - 0.5) / rows * 1000
+        step, timestep = (column + 0.5) / columns * 1000, int((rows - row - 0.5) / rows * 1000)
         chance = dtap(round(step), timestep, 1000)
         expected = 255 - chance * (255 - np.array(TINT))
         np.testing.assert_allclose(pixels[row, column], expected, atol=0.51)  # rounding to a byte

@@ -239,7 +239,7 @@ def surface(schedule: Any, steps: int, timesteps: int) -> str:
     values = np.array(
         [
             [
-                chance(round((column + 0.5) / columns * steps), (0.5 + row) / rows * timesteps)  # type: ignore[arg-type]
+                chance(round((column + 0.5) / columns * steps), int((row + 0.5) / rows * timesteps))
                 for column in range(columns)
             ]
             for row in reversed(range(rows))  # high timesteps on top
