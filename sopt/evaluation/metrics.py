@@ -157,7 +157,7 @@ def to_input(image: Image.Image, shorter: int, crop: int, normalization: str) ->
     left, top = (round((side - crop) / 2) for side in size)
     resized = image.resize(size, Image.Resampling.BICUBIC)
     values = np.asarray(resized.crop((left, top, left + crop, top + crop)), dtype=np.float32) / 255
-    mean, deviation = np.float32(NORMALIZATION[normalization])
+    mean, deviation = (np.array(each, np.float32) for each in NORMALIZATION[normalization])
     return torch.from_numpy((values - mean) / deviation).permute(2, 0, 1).contiguous()
 
 
