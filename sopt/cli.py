@@ -6,20 +6,19 @@ takes seconds to import, is imported only once the options are known to be right
 """
 
 import argparse
-import contextlib
 import importlib.metadata
 import inspect
-import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from .commands import evaluation, reports
 from .commands.figures import check_folder, json_file, write_json
+from .commands.log import printed_log
 from .config import TrainConfig
 from .errors import InputError, nearest
 
@@ -78,7 +77,7 @@ def train(options: dict[str, Any]) -> None:
 
     from .trainer import train as train_run
 
-    with _printed_log():
+    with printed_log():
         run = train_run(**options)
     figures = {"adapter": str(run.adapter), "steps": len(run.history), "memory": run.memory}
     write_json(figures_file, figures)
@@ -306,20 +305,6 @@ def _peaks(phases: Mapping[str, int]) -> str:
 
 def _mib(number_of_bytes: int) -> str:
     return f"{number_of_bytes / MIB:.0f} MiB"
-
-
-@contextlib.contextmanager
-def _printed_log() -> Iterator[None]:
-    """Meanwhile what the package logs, the captions of the pictures above all, is on stderr."""
-    logger, handler = logging.getLogger("sopt"), logging.StreamHandler()
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -10,6 +10,7 @@ from ..evaluation.benchmarking import PUBLISHED, table
 from ..evaluation.benchmarking import benchmark as run_benchmark
 from ..evaluation.evaluating import evaluate as score
 from .figures import json_file, write_json
+from .log import printed_log
 
 HELP = {
     "images": "drawn pictures: a folder, one with samples/ and prompts.json, or files",
@@ -52,7 +53,8 @@ def benchmark(options: dict[str, Any]) -> None:
     """Train on each subject of a published dataset, draw its prompts, and score."""
     file = json_file(options)
     _require(options, ("data", "output"))
-    report = run_benchmark(**options)
+    with printed_log():
+        report = run_benchmark(**options)
     write_json(file, report)
     print(table(report))
 
