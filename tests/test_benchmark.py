@@ -72,8 +72,9 @@ def test_each_subject_is_trained_drawn_and_scored(settings, capsys):
     scores = sopt.evaluate(str(cat), str(real), **backbones)
     for metric in METRICS:  # batches of another size: the networks' float32
         assert scores[metric] == pytest.approx(report["subjects"]["cat2"][metric], abs=1e-4)
-    # One row of real pictures and one for each prompt; cells of 48 pixels at most here.
-    assert Image.open(cat / "grid.png").size[0] > 2 * 32
+    # Three rows of two, real pictures and both prompts: gaps of 4 and labels of 14 pixels around
+    # cells of the size of the real pictures, 40 x 48.
+    assert Image.open(cat / "grid.png").size == (4 + 2 * (40 + 4), 4 + 3 * (14 + 48 + 4))
 
     table = module.table(report).splitlines()
     assert table[0].split() == list(METRICS)
