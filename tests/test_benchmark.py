@@ -130,7 +130,7 @@ def test_other_settings_in_the_folder_are_refused_and_more_subjects_are_not(sett
         ({"sampling_steps": 0}, "sampling_steps must be"),
         ({"sampling_seed": -1}, "sampling_seed must be"),
         ({"guidance": float("nan")}, "guidance must be a finite number"),
-        ({"token": " "}, "token must be a word"),
+        ({"rare_word": " "}, "rare_word must be a word"),
         ({"prompt": "x"}, "prompt is not a setting of a benchmark"),
         ({"stepz": 3}, "unknown setting 'stepz': did you mean 'steps'"),
         ({"subjects": ["dog"]}, "unknown subject 'dog'"),

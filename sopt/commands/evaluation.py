@@ -17,7 +17,7 @@ HELP = {
     "references": "real pictures of the subject: a folder or files",
     "prompts": "one text for all drawn pictures, or a JSON file from names to texts; prompts.json "
     "in the folder of images if not given",
-    "token": "the rare word that stands for the subject",
+    "rare_word": "the rare word that stands for the subject",
     "dino": "backbone of DINO and diversity: a folder that save_pretrained wrote, or a hub id",
     "clip": "backbone of CLIP-I and CLIP-T, likewise",
     "batch_size": "pictures embedded, or drawn, at once",

@@ -41,7 +41,7 @@ class Protocol:
     dataset: str
     num_prompts: int | None
     images_per_prompt: int
-    token: str
+    rare_word: str
     sampling_steps: int
     guidance: float
     sampling_seed: int
@@ -63,8 +63,8 @@ class Protocol:
             )
         if not isinstance(self.guidance, (int, float)) or not math.isfinite(self.guidance):
             raise InputError(f"guidance must be a finite number, got {self.guidance!r}")
-        if not self.token.strip():
-            raise InputError(f"token must be a word, got {self.token!r}")
+        if not self.rare_word.strip():
+            raise InputError(f"rare_word must be a word, got {self.rare_word!r}")
 
     def seed(self, prompt: int) -> int:
         """Of the first picture of a prompt, by its number from 0; the next has the next seed."""
@@ -73,7 +73,7 @@ class Protocol:
     def prompts(self, subject: Subject) -> list[str]:
         """What the model is asked to draw."""
         chosen = subject.templates[: self.num_prompts]
-        return [fill(template, self.token, subject.noun) for template in chosen]
+        return [fill(template, self.rare_word, subject.noun) for template in chosen]
 
 
 def benchmark(
@@ -84,7 +84,7 @@ def benchmark(
     subjects: Sequence[str] | None = None,
     num_prompts: int | None = None,
     images_per_prompt: int = 4,
-    token: str = "sks",
+    rare_word: str = "sks",
     sampling_steps: int = 50,
     guidance: float = 7.5,
     sampling_seed: int = 0,
@@ -112,7 +112,7 @@ def benchmark(
         subjects: Names of those to take; all if not given.
         num_prompts: The first so many of each subject; all if not given.
         images_per_prompt: At most 1000. The protocol's is 4.
-        token: The rare word that is trained to mean the subject.
+        rare_word: The rare word that is trained to mean the subject.
         sampling_steps, guidance, sampling_seed, batch_size: As ``generate``'s steps, guidance, seed
             and batch_size. The datasets' authors give none.
         dino, clip: Backbones: folders that ``save_pretrained`` wrote, or hub ids.
@@ -134,7 +134,7 @@ def benchmark(
     from .metrics import Scorer
 
     protocol = Protocol(
-        dataset, num_prompts, images_per_prompt, token, sampling_steps, guidance, sampling_seed,
+        dataset, num_prompts, images_per_prompt, rare_word, sampling_steps, guidance, sampling_seed,
         batch_size, dino, clip,
     )  # fmt: skip
     protocol.check()
@@ -200,13 +200,15 @@ def _subject(
         return json.loads(done.read_text(encoding="utf-8"))
     run = train(
         images=str(subject.folder),
-        prompt=subject.training_prompt(protocol.token),
+        prompt=subject.training_prompt(protocol.rare_word),
         output=str(folder / "run"),
         **training,
     )
     prompts = _draw(subject, protocol, run.config, run.adapter, folder)
     references = load_pictures(str(subject.folder), "real")
-    drawn = group_by_prompt(load_pictures(str(folder / SAMPLES), "drawn"), prompts, protocol.token)
+    drawn = group_by_prompt(
+        load_pictures(str(folder / SAMPLES), "drawn"), prompts, protocol.rare_word
+    )
     rows = [[picture.image for picture in references]]
     rows += [[picture.image for picture in pictures] for _, pictures in drawn]
     for picture in (picture for row in rows for picture in row):

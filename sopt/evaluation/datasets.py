@@ -30,8 +30,8 @@ class Subject:
     training: str
     templates: tuple[str, ...]
 
-    def training_prompt(self, token: str) -> str:
-        return fill(self.training, token, self.noun)
+    def training_prompt(self, rare_word: str) -> str:
+        return fill(self.training, rare_word, self.noun)
 
 
 def read_dreambooth(data: Path) -> list[Subject]:

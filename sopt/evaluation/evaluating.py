@@ -27,7 +27,7 @@ def evaluate(
     references: Any,
     *,
     prompts: Any = None,
-    token: str = "sks",
+    rare_word: str = "sks",
     dino: str = DINO,
     clip: str = CLIP,
     batch_size: int = 16,
@@ -48,7 +48,7 @@ def evaluate(
         prompts: One text for all drawn pictures, or a mapping (or its JSON file) from the name of
             each picture's file, without ending, to its prompt; the folder's ``prompts.json`` if
             not given.
-        token: The rare word, taken out of the prompts.
+        rare_word: The rare word, taken out of the prompts.
         dino, clip: Backbones: folders that ``save_pretrained`` wrote, or hub ids.
         batch_size: Pictures embedded at once.
         device: Where to compute; the GPU if there is one, if not given.
@@ -71,13 +71,13 @@ def evaluate(
     source = folder if folder is not None and folder.is_dir() else images
     pictures = load_pictures(source, "drawn")
     real = load_pictures(references, "real")
-    drawn = group_by_prompt(pictures, prompts, token)
+    drawn = group_by_prompt(pictures, prompts, rare_word)
     scorer = Scorer(dino, clip, device, batch_size)
     return scorer.score(real, drawn).to_dict() | {"backbones": scorer.backbones}
 
 
 def group_by_prompt(
-    pictures: list[Picture], prompts: str | Mapping[str, str], token: str
+    pictures: list[Picture], prompts: str | Mapping[str, str], rare_word: str
 ) -> list[tuple[str, list[Picture]]]:
     """Each prompt without the rare word, and its pictures, in the order of the prompts.
 
@@ -85,7 +85,7 @@ def group_by_prompt(
         InputError: A picture without a prompt, or a prompt's picture that is not there.
     """
     if isinstance(prompts, str):
-        return [(without_word(prompts, token), pictures)]
+        return [(without_word(prompts, rare_word), pictures)]
     by_name = {Path(picture.name).stem: picture for picture in pictures}
     missing = [name for name in prompts if name not in by_name]
     if missing:
@@ -97,7 +97,7 @@ def group_by_prompt(
         raise InputError(f"prompts names no prompt for the picture {strangers[0]!r}")
     groups: dict[str, list[Picture]] = {}
     for name, prompt in prompts.items():
-        groups.setdefault(without_word(prompt, token), []).append(by_name[name])
+        groups.setdefault(without_word(prompt, rare_word), []).append(by_name[name])
     return list(groups.items())
 
 
