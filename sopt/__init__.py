@@ -15,13 +15,27 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     from . import optim, tiny
+    from .evaluation.benchmarking import benchmark
+    from .evaluation.evaluating import evaluate
     from .optim import replay
     from .planning import plan
     from .quantization import quantize
     from .sampling import generate
     from .trainer import Run, train
 
-__all__ = ["InputError", "Run", "generate", "optim", "plan", "quantize", "replay", "tiny", "train"]
+__all__ = [
+    "InputError",
+    "Run",
+    "benchmark",
+    "evaluate",
+    "generate",
+    "optim",
+    "plan",
+    "quantize",
+    "replay",
+    "tiny",
+    "train",
+]
 
 # Imported at first use: torch and diffusers take seconds, `import sopt` and `sopt --help` do not.
 _MODULE_OF = {
@@ -29,6 +43,8 @@ _MODULE_OF = {
     "train": ".trainer",
     "generate": ".sampling",
     "plan": ".planning",
+    "evaluate": ".evaluation.evaluating",
+    "benchmark": ".evaluation.benchmarking",
     "quantize": ".quantization",
     "replay": ".optim",
 }

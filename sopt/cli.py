@@ -1,4 +1,4 @@
-"""The command line: ``sopt train | generate | demo | doctor``.
+"""The command line, ``sopt COMMAND``; ``sopt --help`` lists the commands.
 
 Options have the names of the Python settings; dashes may stand for underscores. What the user asked
 for and cannot be done is one line on stderr and status 2; Ctrl-C is status 130. PyTorch, which
@@ -6,18 +6,19 @@ takes seconds to import, is imported only once the options are known to be right
 """
 
 import argparse
-import contextlib
 import importlib.metadata
 import inspect
-import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from .commands import evaluation, reports
+from .commands.figures import check_folder, json_file, write_json
+from .commands.log import printed_log
 from .config import TrainConfig, read_yaml
 from .errors import InputError, nearest
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"sopt: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            resumable = arguments[0] in ("train", "demo")
+            resumable = arguments[0] in ("train", "demo", "benchmark")
             hint = "; the same command continues" if resumable else ""
             print(f"sopt: interrupted{hint}", file=sys.stderr)
             return 130
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(options: dict[str, Any]) -> None:
     """Train an adapter on pictures of a subject."""
-    json_file = _json_file(options)
+    figures_file = json_file(options)
     for name in ("images", "prior_images"):
         if len(options.get(name, ())) == 1:
             (options[name],) = options[name]
@@ -75,10 +76,10 @@ def train(options: dict[str, Any]) -> None:
 
     from .trainer import train as train_run
 
-    with _printed_log():
+    with printed_log():
         run = train_run(**options)
     figures = {"adapter": str(run.adapter), "steps": len(run.history), "memory": run.memory}
-    _write_json(json_file, figures)
+    write_json(figures_file, figures)
     print(f"adapter      {run.adapter}")
     peaks = dict(run.memory)
     process = peaks.pop("process_anonymous")
@@ -103,12 +104,12 @@ def generate(options: dict[str, Any]) -> None:
 
 def demo(options: dict[str, Any]) -> None:
     """Teach the bundled model a new subject, in minutes, and measure how well."""
-    json_file = _json_file(options)
+    figures_file = json_file(options)
 
     from .demo import demo as run_demo
 
     figures = run_demo(Path(options["output"]), options["seed"], options["steps"])
-    _write_json(json_file, figures)
+    write_json(figures_file, figures)
     print(f"seconds        {figures['seconds']:.0f}")
     print(f"peak memory    {_peaks(figures['peak_bytes'])}")
     for score in ("subject", "prompt"):
@@ -120,30 +121,39 @@ def demo(options: dict[str, Any]) -> None:
 
 def doctor(options: dict[str, Any]) -> None:
     """Show versions, devices, and which kernels are in use here."""
-    json_file = _json_file(options)
+    figures_file = json_file(options)
 
     from .doctor import examine, render
 
     findings = examine()
-    _write_json(json_file, findings)
+    write_json(figures_file, findings)
     print(render(findings))
 
 
 def plan(options: dict[str, Any]) -> None:
     """Show what runs would take in memory, and which fit a budget; needs none of it."""
-    json_file = _json_file(options)
+    figures_file = json_file(options)
 
     from .planning import plan as predict
     from .planning import table
 
     rows = predict(**options)
-    _write_json(json_file, [row.to_dict() for row in rows])
+    write_json(figures_file, [row.to_dict() for row in rows])
     print("Peak memory of tensors, in MiB. The process takes at most 15 % and 120 MiB more than")
     print("that, on top of Python and its libraries.")
     print(table(rows))
 
 
-COMMANDS = {"train": train, "generate": generate, "plan": plan, "demo": demo, "doctor": doctor}
+COMMANDS = {
+    "train": train,
+    "generate": generate,
+    "plan": plan,
+    "evaluate": evaluation.evaluate,
+    "benchmark": evaluation.benchmark,
+    "report": reports.report,
+    "demo": demo,
+    "doctor": doctor,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -179,7 +189,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     _add_plan_options(parsers["plan"])
     _add_generate_options(parsers["generate"])
     _add_demo_options(parsers["demo"])
-    for name in ("train", "plan", "demo", "doctor"):
+    evaluation.add_evaluate_options(parsers["evaluate"])
+    evaluation.add_benchmark_options(parsers["benchmark"])
+    _add_settings(parsers["benchmark"], without=("images", "prompt", "output"))
+    reports.add_options(parsers["report"])
+    for name in ("train", "plan", "evaluate", "benchmark", "demo", "doctor"):
         parsers[name].add_argument("--json", metavar="FILE", help="write the figures there too")
 
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
@@ -276,34 +290,11 @@ def _picture_files(output: Path, count: int) -> list[Path]:
     files = [output]
     if count > 1:
         files = [output.with_stem(f"{output.stem}-{number}") for number in range(1, count + 1)]
-    _check_folder("output", output)
+    check_folder("output", output)
     for file in files:
         if file.exists():
             raise InputError(f"output {str(file)!r} exists and is not overwritten; name another")
     return files
-
-
-def _json_file(options: dict[str, Any]) -> Path | None:
-    if (name := options.pop("json", None)) is None:
-        return None
-    _check_folder("json", Path(name))
-    return Path(name)
-
-
-def _check_folder(option: str, file: Path) -> None:
-    """Raise InputError if ``file`` could not be written after the long work."""
-    folder = file.absolute().parent
-    if file.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(
-            f"{option} must be a file in a folder that is there and writable, got {str(file)!r}"
-        )
-
-
-def _write_json(file: Path | None, figures: Any) -> None:
-    if file is not None:
-        from .files import write_json
-
-        write_json(file, figures)
 
 
 def _peaks(phases: Mapping[str, int]) -> str:
@@ -313,20 +304,6 @@ def _peaks(phases: Mapping[str, int]) -> str:
 
 def _mib(number_of_bytes: int) -> str:
     return f"{number_of_bytes / MIB:.0f} MiB"
-
-
-@contextlib.contextmanager
-def _printed_log() -> Iterator[None]:
-    """Meanwhile what the package logs, the captions of the pictures above all, is on stderr."""
-    logger, handler = logging.getLogger("sopt"), logging.StreamHandler()
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

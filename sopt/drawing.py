@@ -69,6 +69,11 @@ def draw(
     processor = opened.pipeline().image_processor
     pictures: list[Image.Image] = []
     for pixels in stages.decode(latents):
+        if not pixels.isfinite().all():
+            raise InputError(
+                f"the pictures of {prompt!r} have values that are not finite: the adapter is "
+                f"damaged, or weights={weights!r} overflows in this model"
+            )
         pictures += processor.postprocess(pixels, output_type="pil")
     return pictures
 

@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -124,6 +125,7 @@ class MemoryRecorder:
         self.device = device
         self._budget = budget
         self._found = found
+        self.seconds: dict[str, float] = {}
         self.peaks: dict[str, int] = {}
         self.process: dict[str, int] = {}
         self._live: LiveStorage | None = None
@@ -147,6 +149,7 @@ class MemoryRecorder:
         a step whose shapes repeat those of a measured one has the same peak. Allocator and process
         figures cost nothing and are always taken.
         """
+        started = perf_counter()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif measured:
@@ -166,6 +169,7 @@ class MemoryRecorder:
             self._raise_to(self.process, name, resident)
             if self._budget and self._budget.of_process and resident > self._budget.bytes:
                 raise InputError(self._too_much(name, OverBudget(resident)))
+        self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - started
 
     def _too_much(self, phase: str, error: Exception) -> str:
         if isinstance(error, OverBudget):

@@ -52,6 +52,7 @@ class RunFolder:
         self.before = self.path / "samples" / "before.png"
         self.after = self.path / "samples" / "after.png"
         self.memory = self.path / "memory.json"  # the last to be written
+        self.report = self.path / "report.html"
         self._descriptor: int | None = None  # of the folder, while it is locked
 
     @property
@@ -66,7 +67,9 @@ class RunFolder:
                 "never", a damaged checkpoint, or files of the same names that no run of ours made.
         """
         started = self.config.exists() or self.checkpoint.exists()
-        strangers = [file.name for file in [*self.results, self.history] if file.exists()]
+        strangers = [
+            file.name for file in [*self.results, self.history, self.report] if file.exists()
+        ]
         if not started and strangers:
             raise InputError(
                 f"output {str(self.path)!r} has a file {strangers[0]} but no run; "

@@ -29,6 +29,7 @@ from .errors import InputError
 from .files import check_writable, write_bytes, write_json, write_text
 from .memory import MemoryRecorder, anonymous_resident_bytes
 from .models import Model, open_model
+from .report import record_run
 from .resolution import resolve
 from .run_folder import Run, RunFolder, picture_fingerprint
 from .sampling import generate, png_bytes
@@ -127,9 +128,13 @@ def _run(
         with memory.phase("save"):
             save_adapter(config, model, adapter)
         if config.samples:
-            with memory.phase("sample"):
-                _draw_samples(config, folder)
+            try:
+                with memory.phase("sample"):
+                    _draw_samples(config, folder)
+            except InputError as error:  # the adapter is there: the same command draws again
+                logger.warning("there are no sample pictures: %s", error)
         write_json(folder.memory, memory.summary())
+        record_run(folder.path, memory.seconds, model.num_train_timesteps)
 
 
 def _optimize(

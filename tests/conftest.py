@@ -101,3 +101,12 @@ def quick(monkeypatch):
 
     monkeypatch.setattr("sopt.trainer.generate", draw_blank)
     monkeypatch.setattr("sopt.memory.LiveStorage", SkipMemory)
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory):
+    """Folders of random backbones for the evaluation, by the names of the settings."""
+    from backbones import save_clip, save_dino
+
+    folder = tmp_path_factory.mktemp("backbones")
+    return {"dino": str(save_dino(folder / "dino")), "clip": str(save_clip(folder / "clip"))}

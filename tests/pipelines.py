@@ -48,7 +48,7 @@ def family_pipeline(family: str, dtype: torch.dtype = torch.float32) -> Any:
         network = build_on_meta(model.kind, name, configs[name])
         components[name] = draw_weights(network, name, dtype, seed=0)
     for name in model.kind.tokenizers.values():
-        components[name] = _tokenizer("!", model.tokenizer(name).pad_token)
+        components[name] = letter_tokenizer("!", model.tokenizer(name).pad_token)
     return reduced.pipeline(**components)
 
 
@@ -111,7 +111,7 @@ def crash() -> None:
 
 
 def _build(prediction_type: str) -> StableDiffusionPipeline:
-    tokenizer = _tokenizer()
+    tokenizer = letter_tokenizer()
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -166,7 +166,7 @@ def _build(prediction_type: str) -> StableDiffusionPipeline:
     )
 
 
-def _tokenizer(marks: str = "", pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+def letter_tokenizer(marks: str = "", pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
     symbols = [*marks, *string.ascii_lowercase]
     symbols += [letter + "</w>" for letter in string.ascii_lowercase]
     symbols += ["<|startoftext|>", "<|endoftext|>"]
@@ -213,7 +213,7 @@ def _reduced(family: str, component: str, configs: Any) -> dict[str, Any]:
             "norm_num_groups": 4,
         }
     else:
-        tokenizer = _tokenizer("!")
+        tokenizer = letter_tokenizer("!")
         config |= {
             "vocab_size": len(tokenizer),
             "max_position_embeddings": tokenizer.model_max_length,

@@ -44,7 +44,10 @@ def refuse(arguments, capsys):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "expected a command: train, generate, plan, demo, doctor; --help says more"),
+        (
+            [],
+            "expected a command: train, generate, plan, evaluate, benchmark, report, demo, doctor",
+        ),
         (["trian"], "unknown command 'trian': did you mean 'train'?"),
         (["--verison"], "unknown option '--verison': did you mean '--version'?"),
         (["train", "--ranks", "3"], "unknown option '--ranks': did you mean '--rank'?"),

@@ -149,7 +149,7 @@ def test_resume_never_refuses_a_run_and_takes_a_new_folder(settings):
         sopt.train(**settings)
 
 
-@pytest.mark.parametrize("name", ["history.jsonl", *RESULTS])
+@pytest.mark.parametrize("name", ["history.jsonl", "report.html", *RESULTS])
 def test_files_of_others_are_not_overwritten(settings, name):
     path = Path(settings["output"]) / name
     path.parent.mkdir(parents=True)

@@ -1,5 +1,6 @@
 """The pictures of ``generate`` are those of stock diffusers, and nothing else changes."""
 
+import math
 import random
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from pipelines import PROMPT, micro_pipeline
 
 from sopt.errors import InputError
 from sopt.export import DIFFUSERS_FILE, save_diffusers_lora, save_kohya_lora
-from sopt.files import save_tensors
+from sopt.files import load_tensors, save_tensors
 from sopt.sampling import GRID_GAP, LABEL_HEIGHT, generate, picture_grid
 from sopt_kernels import noise, stream_id
 
@@ -170,6 +171,16 @@ def test_a_bad_adapter_file_is_refused(model, tmp_path, run_folder):
     ]:
         with pytest.raises(InputError, match=message):
             generate(model, adapter, prompt=PROMPT)
+
+
+def test_pictures_that_are_not_finite_are_refused(model, tmp_path, run_folder):
+    tensors, metadata = load_tensors(run_folder / DIFFUSERS_FILE)
+    damaged = {name: torch.full_like(tensor, math.nan) for name, tensor in tensors.items()}
+    save_tensors(tmp_path / "nan.safetensors", damaged, metadata)
+    with pytest.raises(
+        InputError, match="the pictures of 'a sks dog' have values that are not fin"
+    ):
+        generate(model, tmp_path / "nan.safetensors", prompt=PROMPT, steps=STEPS)
 
 
 @pytest.mark.parametrize(

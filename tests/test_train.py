@@ -70,6 +70,8 @@ def test_a_run_writes_all_its_files(settings, micro_model, two_sampling_steps):
         "config.yaml",
         "history.jsonl",
         "memory.json",
+        "record.json",
+        "report.html",
         "pytorch_lora_weights.safetensors",
         "run_kohya.safetensors",
         "samples/before.png",

@@ -1,0 +1,97 @@
+"""``sopt evaluate`` and ``sopt benchmark``."""
+
+import argparse
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import InputError
+from ..evaluation.benchmarking import PUBLISHED, table
+from ..evaluation.benchmarking import benchmark as run_benchmark
+from ..evaluation.evaluating import evaluate as score
+from .figures import json_file, write_json
+from .log import printed_log
+
+HELP = {
+    "images": "drawn pictures: a folder, one with samples/ and prompts.json, or files",
+    "references": "real pictures of the subject: a folder or files",
+    "prompts": "one text for all drawn pictures, or a JSON file from names to texts; prompts.json "
+    "in the folder of images if not given",
+    "rare_word": "the rare word that stands for the subject",
+    "dino": "backbone of DINO and diversity: a folder that save_pretrained wrote, or a hub id",
+    "clip": "backbone of CLIP-I and CLIP-T, likewise",
+    "batch_size": "pictures embedded, or drawn, at once",
+    "device": "where to compute: cpu, cuda; the GPU if there is one, if not given",
+    "data": "the dataset's folder, as downloaded",
+    "output": "folder to write; a benchmark that was stopped there goes on",
+    "subjects": "names of the subjects to take; all if not given",
+    "num_prompts": "the first so many prompts of each subject; all if not given",
+    "images_per_prompt": "pictures of each prompt",
+    "sampling_steps": "denoising steps of each picture",
+    "guidance": "classifier-free guidance scale",
+    "sampling_seed": "seed of the first picture of the first prompt",
+}
+
+
+def evaluate(options: dict[str, Any]) -> None:
+    """Score drawn pictures of a subject: DINO, CLIP-I, CLIP-T, diversity."""
+    file = json_file(options)
+    _require(options, ("images", "references"))
+    for name in ("images", "references"):
+        if len(options[name]) == 1:
+            (options[name],) = options[name]
+    scores = score(**options)
+    write_json(file, scores)
+    for name in ("dino", "clip_i", "clip_t", "diversity"):
+        value = "-" if scores[name] is None else f"{scores[name]:.4f}"
+        print(f"{name:12}{value}")
+    for name, backbone in scores["backbones"].items():
+        print(f"{name + ' by':12}{backbone['name']}")
+
+
+def benchmark(options: dict[str, Any]) -> None:
+    """Train on each subject of a published dataset, draw its prompts, and score."""
+    file = json_file(options)
+    _require(options, ("data", "output"))
+    with printed_log():
+        report = run_benchmark(**options)
+    write_json(file, report)
+    print(table(report))
+
+
+def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
+    _add_options(parser, score, several=("images", "references"))
+
+
+def add_benchmark_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="DATASET", help=f"which one: {' or '.join(PUBLISHED)}")
+    # The training settings, which the command line adds, have the device.
+    _add_options(parser, run_benchmark, several=("subjects",), without=("dataset", "training"))
+
+
+def _add_options(
+    parser: argparse.ArgumentParser,
+    function: Callable[..., Any],
+    several: tuple[str, ...],
+    without: tuple[str, ...] = (),
+) -> None:
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in without:
+            continue
+        text = HELP[name]
+        if parameter.default not in (parameter.empty, None):
+            text += f" (default: {parameter.default})"
+        types: dict[str, Any] = {"int": int, "float": float}
+        parser.add_argument(
+            f"--{name}",
+            metavar=name.upper(),
+            type=types.get(str(parameter.annotation).removesuffix(" | None"), str),
+            nargs="+" if name in several else None,
+            help=text,
+        )
+
+
+def _require(options: dict[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in options:
+            raise InputError(f"{name} is missing: {HELP[name]}")

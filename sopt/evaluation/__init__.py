@@ -1,0 +1,1 @@
+"""The quality of personalization by the papers' protocol: datasets, prompts, metrics, benchmark."""

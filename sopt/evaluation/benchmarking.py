@@ -1,0 +1,308 @@
+"""``benchmark``: train on every subject of a dataset, draw every prompt, and score.
+
+What takes seconds to import is imported on use: the command line reads signature and defaults.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import TrainConfig
+from ..errors import InputError
+from ..sampling import generate, picture_grid, png_bytes
+from .evaluating import CLIP, DINO, PROMPTS_FILE, SAMPLES, group_by_prompt
+from .prompts import fill
+
+if TYPE_CHECKING:
+    from .datasets import Subject
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("dino", "clip_i", "clip_t", "diversity")
+PUBLISHED = {  # subjects, prompts of each, pictures of each prompt
+    "dreambooth": (30, 25, 4),
+    "customconcept101": (101, 20, 4),
+}
+SEEDS_A_PROMPT = 1000  # so a picture's seed does not depend on how many are drawn
+GRID_CELL = 192  # pixels, most in a grid
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is drawn and how; with the training settings it decides every score."""
+
+    dataset: str
+    num_prompts: int | None
+    images_per_prompt: int
+    rare_word: str
+    sampling_steps: int
+    guidance: float
+    sampling_seed: int
+    batch_size: int
+    dino: str
+    clip: str
+
+    def check(self) -> None:
+        wholes = {"images_per_prompt": SEEDS_A_PROMPT, "sampling_steps": 2**16, "batch_size": 2**16}
+        if self.num_prompts is not None:
+            wholes["num_prompts"] = 2**16
+        for name, most in wholes.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise InputError(f"{name} must be a whole number in [1, {most}], got {value!r}")
+        if not isinstance(self.sampling_seed, int) or not 0 <= self.sampling_seed < 2**63:
+            raise InputError(
+                f"sampling_seed must be a whole number in [0, 2**63), got {self.sampling_seed!r}"
+            )
+        if not isinstance(self.guidance, (int, float)) or not math.isfinite(self.guidance):
+            raise InputError(f"guidance must be a finite number, got {self.guidance!r}")
+        if not self.rare_word.strip():
+            raise InputError(f"rare_word must be a word, got {self.rare_word!r}")
+
+    def seed(self, prompt: int) -> int:
+        """Of the first picture of a prompt, by its number from 0; the next has the next seed."""
+        return self.sampling_seed + SEEDS_A_PROMPT * prompt
+
+    def prompts(self, subject: Subject) -> list[str]:
+        """What the model is asked to draw."""
+        chosen = subject.templates[: self.num_prompts]
+        return [fill(template, self.rare_word, subject.noun) for template in chosen]
+
+
+def benchmark(
+    dataset: str,
+    data: str | Path,
+    output: str | Path,
+    *,
+    subjects: Sequence[str] | None = None,
+    num_prompts: int | None = None,
+    images_per_prompt: int = 4,
+    rare_word: str = "sks",
+    sampling_steps: int = 50,
+    guidance: float = 7.5,
+    sampling_seed: int = 0,
+    batch_size: int = 1,
+    dino: str = DINO,
+    clip: str = CLIP,
+    **training: Any,
+) -> dict[str, Any]:
+    """Personalize a model on each subject of a dataset and score it by the papers' protocol.
+
+    Each subject is trained by :func:`sopt.train`, its prompts are drawn by :func:`sopt.generate`,
+    and the pictures scored by :meth:`~sopt.evaluation.metrics.Scorer.score`; scores are means per
+    subject first, then over subjects. Picture i of prompt p (from 0) has the seed
+    ``sampling_seed + 1000 p + i``, the same for every subject and method.
+
+    ``output`` gets ``benchmark.json`` (the settings), for each subject ``run/``, ``samples/``,
+    ``prompts.json``, ``scores.json`` and ``grid.png``, and in the end ``scores.json``. Each is
+    written once: a benchmark that was killed goes on when called again, and more ``subjects`` can
+    be added later.
+
+    Args:
+        dataset: "dreambooth" (google/dreambooth) or "customconcept101".
+        data: The dataset's folder, as downloaded.
+        output: Folder to write.
+        subjects: Names of those to take; all if not given.
+        num_prompts: The first so many of each subject; all if not given.
+        images_per_prompt: At most 1000. The protocol's is 4.
+        rare_word: The rare word that is trained to mean the subject.
+        sampling_steps, guidance, sampling_seed, batch_size: As ``generate``'s steps, guidance, seed
+            and batch_size. The datasets' authors give none.
+        dino, clip: Backbones: folders that ``save_pretrained`` wrote, or hub ids.
+        **training: Settings of :func:`sopt.train` but images, prompt and output.
+
+    Returns:
+        ``dataset``, ``subset`` (None, or what was left out of the protocol), ``settings``,
+        ``backbones``, ``versions``, ``mean`` of the metrics over subjects, and ``subjects``:
+        scores, peak bytes and seconds of each.
+
+    Raises:
+        InputError: Data, settings or backbones will not do, or ``output`` holds another benchmark.
+
+    Example:
+        >>> benchmark("dreambooth", "data/dreambooth", "out", subjects=["dog6"], steps=500)["mean"]
+    """
+    from ..files import check_writable, write_json
+    from .datasets import read_subjects
+    from .metrics import Scorer
+
+    protocol = Protocol(
+        dataset, num_prompts, images_per_prompt, rare_word, sampling_steps, guidance, sampling_seed,
+        batch_size, dino, clip,
+    )  # fmt: skip
+    protocol.check()
+    training = {"samples": False} | training
+    for name in ("images", "prompt", "output"):
+        if name in training:
+            raise InputError(f"{name} is not a setting of a benchmark: each subject has its own")
+    config = TrainConfig.create(images="-", prompt="-", output="-", **training)
+    chosen = read_subjects(dataset, data, subjects)
+    folder = Path(output)
+    settings = {"protocol": asdict(protocol), "training": _given(config)}
+    backbones = Scorer(dino, clip, config.device, batch_size).backbones  # missing: known at once
+    check_writable(folder)
+    _claim(folder / "benchmark.json", settings | {"backbones": backbones})
+    results = {}
+    for number, subject in enumerate(chosen, start=1):
+        logger.info("%s (%d of %d)", subject.name, number, len(chosen))
+        results[subject.name] = _subject(subject, protocol, training, folder / subject.name)
+    report = {
+        "dataset": dataset,
+        "subset": _subset(dataset, chosen, protocol),
+        "settings": settings,
+        "backbones": backbones,
+        "versions": {p: importlib.metadata.version(p) for p in ("sopt", "torch", "diffusers")},
+        "mean": {metric: _mean([each[metric] for each in results.values()]) for metric in METRICS},
+        "subjects": results,
+    }
+    write_json(folder / "scores.json", report)
+    return report
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The scores as text: one line a subject, then the mean over subjects."""
+    rows = [(name, scores) for name, scores in report["subjects"].items()]
+    width = max(len("mean over subjects"), *(len(name) for name, _ in rows))
+    lines = [f"{'':{width}}  " + "".join(f"{metric:>10}" for metric in METRICS)]
+    for name, scores in [*rows, ("mean over subjects", report["mean"])]:
+        cells = ["-" if scores[m] is None else f"{scores[m]:.4f}" for m in METRICS]
+        lines.append(f"{name:{width}}  " + "".join(f"{cell:>10}" for cell in cells))
+    names = [f"{metric} {found['name']}" for metric, found in report["backbones"].items()]
+    protocol = report["settings"]["protocol"]
+    lines += [
+        f"backbones: {', '.join(names)}",
+        f"drawn with {protocol['sampling_steps']} steps, guidance {protocol['guidance']:g}, "
+        f"seeds {protocol['sampling_seed']} + {SEEDS_A_PROMPT} prompt + image",
+    ]
+    if report["subset"]:
+        lines.append(f"a subset of the protocol, not comparable with it: {report['subset']}")
+    return "\n".join(lines)
+
+
+def _subject(
+    subject: Subject, protocol: Protocol, training: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Train, draw and score one subject, or take what is there of it."""
+    from ..data import load_pictures
+    from ..files import write_bytes, write_json
+    from ..trainer import train
+    from .metrics import Scorer
+
+    done = folder / "scores.json"
+    if done.exists():
+        return json.loads(done.read_text(encoding="utf-8"))
+    run = train(
+        images=str(subject.folder),
+        prompt=subject.training_prompt(protocol.rare_word),
+        output=str(folder / "run"),
+        **training,
+    )
+    prompts = _draw(subject, protocol, run.config, run.adapter, folder)
+    references = load_pictures(str(subject.folder), "real")
+    drawn = group_by_prompt(
+        load_pictures(str(folder / SAMPLES), "drawn"), prompts, protocol.rare_word
+    )
+    rows = [[picture.image for picture in references]]
+    rows += [[picture.image for picture in pictures] for _, pictures in drawn]
+    for picture in (picture for row in rows for picture in row):
+        picture.thumbnail((GRID_CELL, GRID_CELL))
+    labels = [f"real pictures of {subject.name}", *(text for text, _ in drawn)]
+    write_bytes(folder / "grid.png", png_bytes(picture_grid(rows, labels)))
+    scorer = Scorer(protocol.dino, protocol.clip, run.config.device, protocol.batch_size)
+    scores = scorer.score(references, drawn).to_dict()
+    peaks = {phase: size for phase, size in run.memory.items() if isinstance(size, int)}
+    scores["peak_bytes"] = max(peaks.values())
+    scores["train_seconds"] = sum(entry["seconds"] for entry in run.history)
+    write_json(done, scores)
+    return scores
+
+
+def _draw(
+    subject: Subject, protocol: Protocol, config: TrainConfig, adapter: Path, folder: Path
+) -> dict[str, str]:
+    """Draw what is not there yet; the prompt of each picture by the stem of its file."""
+    from ..files import write_bytes, write_json
+
+    named: dict[str, str] = {}
+    for number, prompt in enumerate(protocol.prompts(subject)):
+        stems = [f"{number:02d}-{index}" for index in range(protocol.images_per_prompt)]
+        files = [folder / SAMPLES / f"{stem}.png" for stem in stems]
+        named |= dict.fromkeys(stems, prompt)
+        if all(file.exists() for file in files):
+            continue
+        # All of a prompt, as in an unbroken benchmark: batches of other sizes give other last bits.
+        pictures = generate(
+            config.model,
+            adapter,
+            prompt=prompt,
+            seed=protocol.seed(number),
+            steps=protocol.sampling_steps,
+            guidance=protocol.guidance,
+            num_images=protocol.images_per_prompt,
+            batch_size=protocol.batch_size,
+            resolution=config.resolution,
+            device=config.device,
+            weights=config.weights,
+            low_memory=True,
+        )
+        for file, picture in zip(files, pictures, strict=True):
+            write_bytes(file, png_bytes(picture))
+    write_json(folder / PROMPTS_FILE, named)
+    return named
+
+
+def _claim(file: Path, settings: dict[str, Any]) -> None:
+    """Write what the benchmark is, or compare with what is there."""
+    from ..files import write_json
+
+    if not file.exists():
+        write_json(file, settings)
+        return
+    try:
+        previous = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"output: {file} is damaged: {error}") from error
+    before, now = _flat(previous), _flat(settings)
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise InputError(
+                f"output {str(file.parent)!r} holds a benchmark with {name}={before.get(name)!r}, "
+                f"this one has {now.get(name)!r}: choose another folder, or the same settings"
+            )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
+
+
+def _given(config: TrainConfig) -> dict[str, Any]:
+    """The training settings that scores depend on, but for those that each subject has itself."""
+    return {k: v for k, v in config.bits().items() if k not in ("images", "prompt")}
+
+
+def _subset(dataset: str, chosen: Sequence[Subject], protocol: Protocol) -> str | None:
+    """What was left out of the published protocol; None if nothing was."""
+    prompts = min(len(protocol.prompts(subject)) for subject in chosen)
+    found = (len(chosen), prompts, protocol.images_per_prompt)
+    wanted = PUBLISHED[dataset]
+    if all(each >= most for each, most in zip(found, wanted, strict=True)):
+        return None
+    names = ("subjects", "prompts", "images per prompt")
+    parts = zip(found, wanted, names, strict=True)
+    return ", ".join(f"{each} of {most} {name}" for each, most, name in parts if each < most)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,110 @@
+"""The networks behind the evaluation's metrics: DINO, and CLIP with its text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, CLIPModel, CLIPTokenizer, Dinov2Model, ViTModel
+
+from ..errors import InputError
+
+# By model type; the first token is the CLS embedding. A pooler would come after what is used here.
+DINO_KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "vit": (ViTModel, {"add_pooling_layer": False}),
+    "dinov2": (Dinov2Model, {}),
+}
+LARGEST_SIDE = 224  # pixels: DINOv2 says 518, and is evaluated at 224
+
+
+class DinoBackbone:
+    """Embeddings of pictures by a vision transformer: that of the CLS token, after the last norm.
+
+    Args:
+        name: A folder that ``save_pretrained`` wrote, or a hub id.
+        device: Where it computes, in float32.
+
+    Raises:
+        InputError: It is not there, incomplete, or of another kind.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        config = _config("dino", name, list(DINO_KINDS))
+        self.side = min(config.image_size, LARGEST_SIDE)
+        kind, options = DINO_KINDS[config.model_type]
+        self.network = _load(kind, "dino", name, device, **options)
+
+    @torch.no_grad()
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(n, 3, side, side) float32, normalised -> (n, width) float32."""
+        return self.network(pixel_values=pixels).last_hidden_state[:, 0]
+
+
+class ClipBackbone:
+    """Embeddings of pictures and texts in one space, by CLIP; arguments as above."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.side = _config("clip", name, ("clip",)).vision_config.image_size
+        self.network = _load(CLIPModel, "clip", name, device)
+        try:
+            self.tokenizer = CLIPTokenizer.from_pretrained(name)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(_not_there("clip", name, "tokenizer", error)) from error
+
+    @torch.no_grad()
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(n, 3, side, side) float32, normalised -> (n, width) float32."""
+        pooled = self.network.vision_model(pixel_values=pixels).pooler_output
+        return self.network.visual_projection(pooled)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """(n, width) float32; texts are cut at the encoder's length."""
+        tokens = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=self.network.config.text_config.max_position_embeddings,
+            truncation=True,
+            return_tensors="pt",
+        ).to(self.network.device)
+        pooled = self.network.text_model(**tokens).pooler_output
+        return self.network.text_projection(pooled)
+
+
+def _config(argument: str, name: str, kinds: Sequence[str]) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(_not_there(argument, name, "configuration", error)) from error
+    if config.model_type not in kinds:
+        raise InputError(
+            f"{argument} {name!r} must be a model of type {' or '.join(kinds)}, "
+            f"got {config.model_type}"
+        )
+    return config
+
+
+def _load(kind: Any, argument: str, name: str, device: torch.device, **options: Any) -> Any:
+    try:
+        network, loading = kind.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(_not_there(argument, name, "safetensors weights", error)) from error
+    if missing := sorted(loading["missing_keys"]):
+        raise InputError(f"{argument} {name!r} lacks weights: {missing[0]}, of {len(missing)}")
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _not_there(argument: str, name: str, what: str, error: Exception) -> str:
+    if Path(name).expanduser().exists():
+        return f"{argument}: the folder {name} has no {what} that can be read"
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return (
+        f"{argument} {name!r} is no folder and cannot be had from the hub; where there is a "
+        f"network `hf download {name}` fetches it, or name a folder that save_pretrained wrote "
+        f"({reason})"
+    )

@@ -1,0 +1,138 @@
+"""A run's folder as the report sees it: whole, or as far as the run got."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import read_yaml
+from ..errors import InputError
+
+RECORD = "record.json"  # versions, machine, seconds of each phase
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What is in a run's folder; ``memory`` and ``record`` are empty before the run's end."""
+
+    path: Path
+    settings: dict[str, Any]
+    history: list[dict[str, Any]]
+    memory: dict[str, Any]
+    record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.path.absolute().name
+
+    @property
+    def steps(self) -> int:
+        return int(self.settings.get("steps", len(self.history)))
+
+    @property
+    def finished(self) -> bool:
+        return len(self.history) >= self.steps and bool(self.memory)
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return int(self.record.get("num_train_timesteps", 1000))
+
+    @property
+    def peaks(self) -> dict[str, int]:
+        """Peak bytes of tensors by phase."""
+        return {phase: size for phase, size in self.memory.items() if isinstance(size, int)}
+
+    @property
+    def process(self) -> dict[str, int]:
+        """Bytes of the process, at the run's start and by phase."""
+        found = self.memory.get("process_anonymous", {})
+        return {name.replace("_", " "): size for name, size in found.items()}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of each phase: training by the steps, of all processes that worked on the run."""
+        phases = dict(self.record.get("seconds", {}))
+        for branch in ("bp", "zo"):
+            times = [each["seconds"] for each in self.history if each["branch"] == branch]
+            if times:
+                phases[f"train-{branch}"] = sum(times)
+        order = ("load", "cache", "precompute", "train-bp", "train-zo", "save", "sample")
+        return {phase: phases[phase] for phase in sorted(phases, key=_index(order))}
+
+    def losses(self, branch: str) -> list[tuple[int, float]]:
+        """(step, loss) of a branch's steps; those that were skipped have none."""
+        return [
+            (each["step"], each["loss"])
+            for each in self.history
+            if each["branch"] == branch and _is_number(each.get("loss"))
+        ]
+
+    @property
+    def skipped(self) -> int:
+        return sum(bool(each.get("skipped")) for each in self.history)
+
+    def picture(self, name: str) -> Path | None:
+        """The sample ``name`` ("before" or "after"), if it was drawn."""
+        file = self.path / "samples" / f"{name}.png"
+        return file if file.is_file() else None
+
+
+def read_run(path: str | Path) -> RunFiles:
+    """The files of a run that is finished, at work, or was stopped at any moment.
+
+    Raises:
+        InputError: There is no run in the folder, or a file of it is damaged.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise InputError(f"run: there is no folder {path}")
+    if not (path / "config.yaml").exists():
+        raise InputError(f"run: the folder {path} holds no run: it has no config.yaml")
+    return RunFiles(
+        path=path,
+        settings=read_yaml(path / "config.yaml"),
+        history=_read_history(path / "history.jsonl"),
+        memory=_read_json(path / "memory.json"),
+        record=_read_json(path / RECORD),
+    )
+
+
+def _read_history(file: Path) -> list[dict[str, Any]]:
+    """The whole lines; a run that is at work, or was killed, may have left part of a last one."""
+    if not file.exists():
+        return []
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    entries = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            entry = json.loads(line)
+            known = {"step", "branch", "timestep", "p_zo", "loss", "seconds"} <= entry.keys()
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"run: line {number} of {file} is damaged") from error
+        if not known or entry["branch"] not in ("bp", "zo"):
+            raise InputError(f"run: line {number} of {file} is not that of a step")
+        entries.append(entry)
+    return entries
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"run: {file} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"run: {file} must hold an object, got {type(content).__name__}")
+    return content
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _index(order: tuple[str, ...]) -> Any:
+    return lambda name: (order.index(name) if name in order else len(order), name)

@@ -1,0 +1,324 @@
+"""The parts of a report about one run."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..budget import Budget, readable
+from ..config import SCHEDULES, TrainConfig
+from ..data import load_pictures
+from ..sampling import png_bytes
+from ..schedules import make_schedule
+from .charts import Axis, Frame, Point, bars, key
+from .markup import Markup, element, join
+from .reading import RunFiles
+
+BRANCHES = {"bp": "backprop, reduced pictures", "zo": "zeroth-order, full size"}
+MOST_POINTS = 2000  # of a branch in a chart; more would be a file of megabytes and a solid area
+MOST_OF_A_LINE = 200
+LARGEST_SIDE = 768  # pixels of a picture in the page
+LOSSLESS_SIDE = 256  # up to it a picture is embedded as PNG
+SURFACE = (120, 80)  # columns and rows of the schedule's picture
+TINT = (250, 206, 150)  # of a chance of 1
+
+
+def about(run: RunFiles) -> Markup:
+    """The whole run: key figures, pictures, charts, settings, versions, the command."""
+    if run.finished:
+        state = None
+    else:
+        done = f"This run is not finished: {len(run.history)} of {run.steps} steps are done."
+        state = element("p", done, class_="note")
+    return join(
+        state,
+        key_figures(run),
+        pictures(run),
+        element("div", losses(run), choices(run), memory(run), time(run), class_="charts"),
+        repeat(run),
+        element("div", settings(run), versions(run), class_="charts"),
+    )
+
+
+def key_figures(run: RunFiles) -> Markup:
+    counts = {b: sum(each["branch"] == b for each in run.history) for b in BRANCHES}
+    figures = [
+        ("method", str(run.settings.get("method", "?"))),
+        ("steps", f"{counts['bp']} backprop, {counts['zo']} zeroth-order"),
+        ("time", duration(sum(run.seconds.values()))),
+    ]
+    if run.peaks:
+        figures.insert(1, ("peak of tensors", readable(max(run.peaks.values()))))
+    if run.skipped:
+        figures.append(("skipped, loss not finite", str(run.skipped)))
+    items = [element("div", element("dt", name), element("dd", text)) for name, text in figures]
+    return element("dl", *items, class_="figures")
+
+
+def pictures(run: RunFiles) -> Markup | None:
+    """The samples, or a sentence on why there are none."""
+    prompt, seed = run.settings.get("prompt"), run.settings.get("seed")
+    found = [(name, run.picture(name)) for name in ("before", "after")]
+    shown = [
+        picture(file, f"{name} training", f"Drawn for “{prompt}”, seed {seed}, {name} training")
+        for name, file in found
+        if file is not None
+    ]
+    if not shown:
+        why = "samples=false" if run.settings.get("samples") is False else "none was drawn"
+        return element("p", f"No sample pictures: {why}.", class_="quiet")
+    return element("section", element("h2", "Samples"), element("div", *shown, class_="pictures"))
+
+
+def picture(file: Path, caption: str, alt: str) -> Markup:
+    """A picture inside the page."""
+    (loaded,) = load_pictures(str(file), caption)
+    image = loaded.image
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return element(
+        "figure",
+        element(
+            "img",
+            src=data_uri(image),
+            alt=alt,
+            width=image.width,
+            height=image.height,
+            class_="small" if max(image.size) <= LOSSLESS_SIDE else None,
+        ),
+        element("figcaption", caption),
+    )
+
+
+def losses(run: RunFiles) -> Markup | None:
+    """Loss over steps, a mark a step and the running mean of each branch."""
+    by_branch = {b: [(s, x) for s, x in run.losses(b) if x > 0] for b in BRANCHES}
+    values = [loss for points in by_branch.values() for _, loss in points]
+    if not values:
+        return None
+    x = Axis("step", 0, max(run.steps, len(run.history)))
+    y = Axis("loss", min(values) * 0.9, max(values) * 1.1, log=True)
+    frame = Frame(x, y)
+    marks, words, keys = [], [], []
+    for branch, points in by_branch.items():
+        if points:
+            smooth = running_mean(points)
+            marks += [frame.dots(thinned(points, MOST_POINTS), branch)]
+            marks += [frame.line(thinned(smooth, MOST_OF_A_LINE), branch)]
+            words.append(
+                f"{len(points)} steps of {BRANCHES[branch]}: mean of the first tenth "
+                f"{mean_of_tenth(points, 0):.4g}, of the last {mean_of_tenth(points, -1):.4g}"
+            )
+            keys.append(key(branch, BRANCHES[branch]))
+    drawn = frame.drawing("Loss by branch", "; ".join(words), *marks)
+    return chart("Loss", drawn, keys, "; ".join(words) + ". Lines: running means.")
+
+
+def choices(run: RunFiles) -> Markup | None:
+    """Which branch each step took, by step and timestep, over the schedule's probability."""
+    if not run.history:
+        return None
+    steps, timesteps = max(run.steps, len(run.history)), run.num_train_timesteps
+    frame = Frame(Axis("step", 0, steps), Axis("timestep", 0, timesteps))
+    schedule = run.settings.get("schedule")
+    known = schedule in SCHEDULES or isinstance(schedule, (int, float))
+    marks = [frame.picture(surface(schedule, steps, timesteps))] if known else []
+    words, keys = [], []
+    for branch, name in BRANCHES.items():
+        points: list[Point] = [
+            (each["step"], each["timestep"]) for each in run.history if each["branch"] == branch
+        ]
+        if points:
+            marks.append(frame.dots(thinned(points, MOST_POINTS), branch))
+            mean = sum(timestep for _, timestep in points) / len(points)
+            words.append(f"{len(points)} {name}, at a mean timestep of {mean:.0f}")
+            keys.append(key(branch, name))
+    expected = sum(each["p_zo"] for each in run.history)
+    note = "; ".join(words) + f". The schedule {schedule} expected {expected:.0f} zeroth-order."
+    if known:
+        note += " Tint: its probability of a zeroth-order step, white 0, full 1."
+    return chart("Which steps", frame.drawing("Choices of the branch", note, *marks), keys, note)
+
+
+def memory(run: RunFiles) -> Markup | None:
+    """Peaks by phase, with the budget."""
+    if not run.peaks:
+        return None
+    given = run.settings.get("memory_budget")
+    budget = None if given is None else Budget.parse(given)
+    limit = None if budget is None else (float(budget.bytes), f"budget {given}")
+    of_process = budget is not None and budget.of_process
+    peaks = [(phase, size, readable(size)) for phase, size in run.peaks.items()]
+    tensors = bars(
+        peaks, "Peak memory of tensors by phase", listed(peaks), None if of_process else limit
+    )
+    process = [(phase, size, readable(size)) for phase, size in run.process.items()]
+    whole = (
+        join(
+            element("h3", "of the whole process"),
+            bars(process, "Memory of the process by phase", listed(process),
+                 limit if of_process else None),
+        )
+        if process
+        else None
+    )  # fmt: skip
+    note = "Most bytes of tensors alive at once; anonymous resident memory of the process."
+    return chart("Memory", join(element("h3", "of tensors"), tensors, whole), [], note)
+
+
+def time(run: RunFiles) -> Markup | None:
+    rows = [(phase, seconds, duration(seconds)) for phase, seconds in run.seconds.items()]
+    if not rows:
+        return None
+    drawn = bars(rows, "Time by phase", listed(rows))
+    counts = {b: sum(each["branch"] == b for each in run.history) for b in BRANCHES}
+    each = [
+        f"a {branch} step {duration(run.seconds[f'train-{branch}'] / count)}"
+        for branch, count in counts.items()
+        if count
+    ]
+    return chart("Time", drawn, [], f"On average {' and '.join(each)}." if each else "")
+
+
+def settings(run: RunFiles) -> Markup:
+    return element("section", element("h2", "Settings"), table(run.settings.items()))
+
+
+def versions(run: RunFiles) -> Markup | None:
+    made = [*run.record.get("versions", {}).items(), *run.record.get("machine", {}).items()]
+    return element("section", element("h2", "Made with"), table(made)) if made else None
+
+
+def repeat(run: RunFiles) -> Markup:
+    """The command that does the run again, in another folder."""
+    lost = [name for name, value in run.settings.items() if _is_lost(value)]
+    body: list[Markup] = [element("pre", element("code", repeat_command(run.settings)))]
+    if lost:
+        note = f"Given as Python objects, so to be put in by hand: {', '.join(lost)}."
+        body.append(element("p", note, class_="quiet"))
+    return element("section", element("h2", "Do it again"), *body)
+
+
+def repeat_command(settings: dict[str, Any]) -> str:
+    """``sopt train`` with all that differs from the defaults, into a folder beside the first."""
+    defaults = {each.name: each.default for each in fields(TrainConfig)}
+    words = ["sopt", "train"]
+    for name, value in settings.items():
+        if name == "output":
+            value = f"{str(value).rstrip('/')}-again"
+        elif value is None or (name in defaults and value == defaults[name]):
+            continue
+        values = value if isinstance(value, list) else [value]
+        texts = [str(each).lower() if isinstance(each, bool) else str(each) for each in values]
+        words += [f"--{name.replace('_', '-')}", *texts]
+    return " ".join(map(shlex.quote, words))
+
+
+def table(rows: Any) -> Markup:
+    return element(
+        "table",
+        *(
+            element("tr", element("th", str(name), scope="row"), element("td", _words(value)))
+            for name, value in rows
+        ),
+    )
+
+
+def surface(schedule: Any, steps: int, timesteps: int) -> str:
+    """The schedule's probability over step and timestep as a picture: tint is the probability."""
+    chance = make_schedule(schedule, steps, timesteps)
+    columns, rows = SURFACE
+    values = np.array(
+        [
+            [
+                chance(round((column + 0.5) / columns * steps), int((row + 0.5) / rows * timesteps))
+                for column in range(columns)
+            ]
+            for row in reversed(range(rows))  # high timesteps on top
+        ]
+    )[..., None]
+    colours = 255 - values * (255 - np.array(TINT))
+    return data_uri(Image.fromarray(colours.round().astype(np.uint8)))
+
+
+def data_uri(image: Image.Image) -> str:
+    """A picture inside an address: PNG if it is small, JPEG otherwise."""
+    if max(image.size) <= LOSSLESS_SIDE:
+        return _uri("png", png_bytes(image))
+    file = io.BytesIO()
+    image.convert("RGB").save(file, "JPEG", quality=90)
+    return _uri("jpeg", file.getvalue())
+
+
+def running_mean(points: Sequence[Point]) -> list[Point]:
+    """The mean of each point's value and those before it, up to a twentieth of all."""
+    window = max(5, len(points) // 20)
+    sums = np.cumsum([0.0, *(value for _, value in points)])
+    return [
+        (x, float(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window))
+        for i, (x, _) in enumerate(points)
+    ]
+
+
+def thinned(points: Sequence[Point], most: int) -> list[Point]:
+    """At most so many of the points, spread evenly, the last one among them."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    Example:
+        >>> duration(0.0123), duration(75), duration(7300)
+        ('12 ms', '1 min 15 s', '2 h 2 min')
+    """
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def mean_of_tenth(points: Sequence[Point], which: int) -> float:
+    """The mean value of the first (``which`` 0) or the last (-1) tenth of the points."""
+    count = max(1, len(points) // 10)
+    tenth = points[:count] if which == 0 else points[-count:]
+    return sum(value for _, value in tenth) / count
+
+
+def chart(heading: str, drawn: Markup, keys: Sequence[Markup] = (), note: str = "") -> Markup:
+    """A section with a chart, its legend and a note."""
+    legend = [element("span", each, class_="key") for each in keys]
+    caption = element("figcaption", *legend, element("span", note)) if legend or note else None
+    return element("section", element("h2", heading), element("figure", drawn, caption))
+
+
+def listed(rows: Sequence[tuple[str, float, str]]) -> str:
+    """The rows of a chart in words."""
+    return ", ".join(f"{name} {words}" for name, _, words in rows)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _is_lost(value: Any) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return any(re.search(r"given as an object$|^the callable ", str(text)) for text in texts)
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

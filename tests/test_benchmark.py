@@ -1,0 +1,175 @@
+"""``sopt.benchmark`` on a small dataset: what it draws and writes, and how it goes on."""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from published import save_dreambooth
+
+import sopt
+from sopt import InputError, cli
+from sopt.evaluation import benchmarking as module
+
+METRICS = ("dino", "clip_i", "clip_t", "diversity")
+
+
+@pytest.fixture
+def settings(micro_folder, tmp_path, backbones, monkeypatch):
+    from pipelines import SkipMemory
+
+    monkeypatch.setattr("sopt.memory.LiveStorage", SkipMemory)
+    return {
+        "data": str(save_dreambooth(tmp_path / "data")),
+        "output": str(tmp_path / "out"),
+        "images_per_prompt": 2,
+        "sampling_steps": 1,
+        "model": str(micro_folder),
+        "steps": 2,
+        "num_perturbations": 1,
+        "weights": "float32",
+        **backbones,
+    }
+
+
+def contents(folder, pattern="*.png"):
+    return {
+        str(file.relative_to(folder)): file.read_bytes() for file in Path(folder).rglob(pattern)
+    }
+
+
+def test_each_subject_is_trained_drawn_and_scored(settings, capsys):
+    report = sopt.benchmark("dreambooth", **settings)
+    out = Path(settings["output"])
+    assert json.loads((out / "scores.json").read_text()) == report
+    assert list(report["subjects"]) == ["vase", "cat2"]
+    for metric in METRICS:
+        each = [scores[metric] for scores in report["subjects"].values()]
+        assert each[0] != each[1]
+        assert report["mean"][metric] == pytest.approx(np.mean(each), abs=1e-12)
+    assert report["subset"] == "2 of 30 subjects, 2 of 25 prompts, 2 of 4 images per prompt"
+    assert report["settings"]["protocol"]["guidance"] == 7.5
+    assert report["settings"]["training"]["steps"] == 2
+    assert report["backbones"]["dino"]["name"] == settings["dino"]
+
+    cat = out / "cat2"
+    prompts = json.loads((cat / "prompts.json").read_text())
+    assert prompts["00-0"] == prompts["00-1"] == "a sks cat under a lamp"
+    assert prompts["01-1"] == "a sks cat wearing gloves"
+    assert sorted(contents(cat / "samples")) == [f"{stem}.png" for stem in sorted(prompts)]
+    config = (cat / "run" / "config.yaml").read_text()
+    assert "prompt: a sks cat\n" in config
+    # The picture of prompt 1, index 1 has the seed 1001, and is the one that generate draws.
+    expected = sopt.generate(
+        settings["model"], cat / "run", prompt=prompts["01-1"], seed=1001, steps=1, low_memory=True
+    )[0]
+    np.testing.assert_array_equal(np.asarray(Image.open(cat / "samples" / "01-1.png")), expected)
+    # The layout is one that evaluate takes.
+    real = Path(settings["data"]) / "dataset" / "cat2"
+    backbones = {name: settings[name] for name in ("dino", "clip")}
+    scores = sopt.evaluate(str(cat), str(real), **backbones)
+    for metric in METRICS:  # batches of another size: the networks' float32
+        assert scores[metric] == pytest.approx(report["subjects"]["cat2"][metric], abs=1e-4)
+    # Three rows of two, real pictures and both prompts: gaps of 4 and labels of 14 pixels around
+    # cells of the size of the real pictures, 40 x 48.
+    assert Image.open(cat / "grid.png").size == (4 + 2 * (40 + 4), 4 + 3 * (14 + 48 + 4))
+
+    table = module.table(report).splitlines()
+    assert table[0].split() == list(METRICS)
+    assert table[3].split()[-4:] == [f"{report['mean'][metric]:.4f}" for metric in METRICS]
+    assert "a subset of the protocol" in table[-1]
+
+
+def test_a_benchmark_that_was_killed_goes_on_to_the_same_pictures(settings, tmp_path, monkeypatch):
+    whole = sopt.benchmark("dreambooth", **settings)
+    draw, calls = sopt.generate, []
+
+    def killed(*arguments, **options):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(options["prompt"])
+        return draw(*arguments, **options)
+
+    again = settings | {"output": str(tmp_path / "again")}
+    monkeypatch.setattr(module, "generate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sopt.benchmark("dreambooth", **again)
+    assert len(contents(tmp_path / "again", "scores.json")) == 1  # of the first subject
+    (tmp_path / "again" / "cat2" / "samples" / "00-1.png").unlink()
+    monkeypatch.setattr(module, "generate", draw)
+    report = sopt.benchmark("dreambooth", **again)
+    for metric in METRICS:
+        assert report["mean"][metric] == whole["mean"][metric]
+    assert contents(tmp_path / "again") == contents(settings["output"])
+
+    def never(*arguments, **options):
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(module, "generate", never)
+    assert sopt.benchmark("dreambooth", **again)["mean"] == report["mean"]
+
+
+def test_other_settings_in_the_folder_are_refused_and_more_subjects_are_not(settings):
+    one = sopt.benchmark("dreambooth", **settings, subjects=["cat2"])
+    assert list(one["subjects"]) == ["cat2"]
+    for name, value in {"guidance": 3.0, "lr": 0.5, "num_prompts": 1}.items():
+        with pytest.raises(InputError, match=rf"holds a benchmark with \w+\.{name}="):
+            sopt.benchmark("dreambooth", **settings | {name: value})
+    both = sopt.benchmark("dreambooth", **settings)
+    assert both["subjects"]["cat2"] == one["subjects"]["cat2"]
+    assert list(both["subjects"]) == ["vase", "cat2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images_per_prompt": 0}, "images_per_prompt must be .* got 0"),
+        ({"images_per_prompt": 1001}, "images_per_prompt must be"),
+        ({"sampling_steps": 0}, "sampling_steps must be"),
+        ({"sampling_seed": -1}, "sampling_seed must be"),
+        ({"guidance": float("nan")}, "guidance must be a finite number"),
+        ({"rare_word": " "}, "rare_word must be a word"),
+        ({"prompt": "x"}, "prompt is not a setting of a benchmark"),
+        ({"stepz": 3}, "unknown setting 'stepz': did you mean 'steps'"),
+        ({"subjects": ["dog"]}, "unknown subject 'dog'"),
+        ({"data": "none"}, "data: there is no folder none"),
+        ({"clip": "none"}, "clip 'none' is no folder"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(settings, change, message, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=message):
+        sopt.benchmark("dreambooth", **settings | change)
+    assert not Path(settings["output"]).exists()
+
+
+def test_the_command(settings, capsys, tmp_path, monkeypatch):
+    report = {
+        "subjects": {"cat2": dict.fromkeys(METRICS, 0.5)},
+        "mean": dict.fromkeys(METRICS[:3], 0.5) | {"diversity": None},
+        "backbones": {"dino": {"name": "d"}, "clip": {"name": "c"}},
+        "settings": {"protocol": {"sampling_steps": 1, "guidance": 7.5, "sampling_seed": 0}},
+        "subset": None,
+    }
+    received = {}
+
+    @functools.wraps(sopt.benchmark)
+    def run(**options):
+        received.update(options)
+        return report
+
+    monkeypatch.setattr("sopt.commands.evaluation.run_benchmark", run)
+    arguments = ["benchmark", "dreambooth", "--data", "d", "--output", "o", "--steps", "3"]
+    arguments += ["--images-per-prompt", "1", "--subjects", "cat2", "vase"]
+    assert cli.main([*arguments, "--json", str(tmp_path / "f.json")]) == 0
+    assert received == {
+        "dataset": "dreambooth", "data": "d", "output": "o", "steps": 3,
+        "images_per_prompt": 1, "subjects": ["cat2", "vase"],
+    }  # fmt: skip
+    assert json.loads((tmp_path / "f.json").read_text()) == report
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[2].split()[-4:] == ["0.5000", "0.5000", "0.5000", "-"]
+    assert cli.main(["benchmark", "dreambooth"]) == 2
+    assert "data is missing" in capsys.readouterr().err

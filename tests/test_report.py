@@ -1,0 +1,349 @@
+"""``report.html``: whole, escaped, self-contained; of finished, half-written and several runs."""
+
+import base64
+import io
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sopt
+from sopt import InputError, cli
+from sopt.config import TrainConfig
+from sopt.report import write_report
+from sopt.report.charts import Axis, Frame, bars, linear_ticks, log_ticks
+from sopt.report.markup import VOID, element
+from sopt.report.sections import TINT, duration, repeat_command, running_mean, surface, thinned
+from sopt.schedules import dtap
+
+PROMPT = 'a <script>alert("sks")</script> dog & cat'
+STEPS = 40
+
+
+def save_run(folder, seed=0, steps=STEPS, done=STEPS, **settings):
+    """A run folder as a finished run leaves it, with a history of steps drawn at random."""
+    rng = np.random.default_rng(seed)
+    (folder / "samples").mkdir(parents=True)
+    given = {"images": "photos", "prompt": PROMPT, "steps": steps, "output": str(folder)}
+    config = TrainConfig.create(**given | settings)
+    (folder / "config.yaml").write_text(config.to_yaml())
+    with (folder / "history.jsonl").open("w") as file:
+        for step in range(1, done + 1):
+            timestep = int(rng.integers(1000))
+            p_zo = dtap(step, timestep, steps)
+            branch = "zo" if rng.random() < p_zo else "bp"
+            entry = {"step": step, "branch": branch, "timestep": timestep, "p_zo": p_zo}
+            entry |= {"loss": float(rng.uniform(0.01, 1)), "seconds": 0.5}
+            file.write(json.dumps(entry) + "\n")
+    if done == steps:
+        memory = {"load": 2**20, "train-bp": 9 * 2**20, "process_anonymous": {"at_start": 2**28}}
+        (folder / "memory.json").write_text(json.dumps(memory))
+        record = {"versions": {"torch": "9.9"}, "seconds": {"load": 3.0, "train-bp": 1e9}}
+        (folder / "record.json").write_text(json.dumps(record))
+    for name, colour in (("before", "red"), ("after", "green")):
+        Image.new("RGB", (64, 64), colour).save(folder / "samples" / f"{name}.png")
+    return folder
+
+
+class Page(HTMLParser):
+    """The elements of a page, (name, attributes), and its text; all are closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.text, self._open = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, name):
+        return [attributes for tag, attributes in self.elements if tag == name]
+
+    @property
+    def words(self):
+        return " ".join(self.text)
+
+
+def page_of(file):
+    return Page(Path(file).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    return save_run(tmp_path / "dog", memory_budget="16MiB")
+
+
+def test_a_report_is_one_file_that_asks_for_nothing(run_folder):
+    file = write_report([run_folder])
+    assert file == run_folder / "report.html"
+    page = page_of(file)
+    for tag, attributes in page.elements:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "form", "base", "a"}
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "srcset", "action", "data"):
+                assert value.startswith("data:image/"), value
+    (style,) = re.findall(r"<style>(.*?)</style>", file.read_text(), flags=re.DOTALL)
+    assert "url(" not in style
+    assert "@import" not in style
+    policies = [m["content"] for m in page.all("meta") if "http-equiv" in m]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert "http" not in file.read_text().replace("http-equiv", "")
+
+
+def test_everything_is_escaped_and_pictures_have_words(run_folder):
+    page = page_of(write_report([run_folder]))
+    assert PROMPT in page.words  # as text, not as elements
+    images = page.all("img")
+    assert len(images) == 2
+    for image, when in zip(images, ("before", "after"), strict=True):
+        assert PROMPT in image["alt"]
+        assert when in image["alt"]
+    charts = page.all("svg")
+    assert len(charts) == 5  # loss, choices, memory twice, time
+    assert all(chart["role"] == "img" and len(chart["aria-label"]) > 20 for chart in charts)
+    assert page.all("html") == [{"lang": "en"}]
+    assert any(m.get("name") == "viewport" for m in page.all("meta"))
+
+
+def test_the_samples_are_in_the_page(run_folder):
+    sources = [image["src"] for image in page_of(write_report([run_folder])).all("img")]
+    for source, name in zip(sources, ("before", "after"), strict=True):
+        content = base64.b64decode(source.removeprefix("data:image/png;base64,"))
+        expected = Image.open(run_folder / "samples" / f"{name}.png")
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), expected)
+
+
+def test_figures_are_those_of_the_files(run_folder):
+    words = page_of(write_report([run_folder])).words
+    history = [json.loads(each) for each in (run_folder / "history.jsonl").open()]
+    zo = [entry for entry in history if entry["branch"] == "zo"]
+    assert 0 < len(zo) < STEPS
+    assert f"{STEPS - len(zo)} backprop, {len(zo)} zeroth-order" in words
+    assert f"expected {sum(entry['p_zo'] for entry in history):.0f} zeroth-order" in words
+    last = [entry["loss"] for entry in zo][-max(1, len(zo) // 10) :]
+    assert f"of the last {sum(last) / len(last):.4g}" in words
+    # Time: 3 s to load; training by its steps (0.5 s each), not by the record of the last process.
+    assert duration(3 + STEPS * 0.5) in words
+    for text in ("9 MiB", "budget 16MiB", "torch", "9.9", "–"):
+        assert text in words
+
+
+def test_marks_lie_where_the_numbers_are():
+    frame = Frame(Axis("step", 0, 100), Axis("loss", 0.01, 1, log=True))
+    assert frame.place((0, 1)) == (54, 12)
+    assert frame.place((100, 0.01)) == (466, 238)
+    assert frame.place((50, 0.1)) == pytest.approx((260, 125))  # half way up the decades
+    assert 'd="M260.0 125.0h0"' in frame.dots([(50, 0.1)], "bp")
+    drawn = bars([("load", 1.0, "1"), ("train-bp", 4.0, "4")], "t", "d", limit=(8.0, "budget"))
+    widths = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', drawn)]
+    full = 480 - 92 - 84
+    assert widths == [full / 8, full / 2]
+    assert re.search(rf'<line [^>]*x1="{92 + full}\.0"', drawn)
+
+
+def test_ticks_are_round():
+    assert linear_ticks(0, 600) == [0, 200, 400, 600]
+    assert linear_ticks(0, 3) == [0, 1, 2, 3]
+    assert log_ticks(0.02, 1) == [0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
+    assert log_ticks(1e-5, 10) == [1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10]
+
+
+def test_the_surface_is_the_schedule():
+    content = base64.b64decode(surface("dtap", 1000, 1000).removeprefix("data:image/png;base64,"))
+    pixels = np.asarray(Image.open(io.BytesIO(content)), dtype=float)
+    rows, columns, _ = pixels.shape
+    for row, column in [(0, 0), (0, columns - 1), (rows // 2, columns - 1), (rows - 1, 5)]:
+        step, timestep = (column + 0.5) / columns * 1000, int((rows - row - 0.5) / rows * 1000)
+        chance = dtap(round(step), timestep, 1000)
+        expected = 255 - chance * (255 - np.array(TINT))
+        np.testing.assert_allclose(pixels[row, column], expected, atol=0.51)  # rounding to a byte
+
+
+def test_means_and_thinning():
+    points = [(step, float(step)) for step in range(1, 11)]
+    assert running_mean(points)[-1] == (10, 8.0)  # of 6 to 10
+    assert running_mean(points)[1] == (2, 1.5)
+    assert thinned(points, 4) == [points[0], points[3], points[6], points[9]]
+    assert thinned(points, 10) == points
+
+
+def test_the_command_repeats_the_run(tmp_path):
+    given = {
+        "images": ["a b.png", "c.png"], "prompt": "a 'sks' dog; $HOME", "output": "runs/x",
+        "method": "backprop-low", "steps": 7, "lr": 3e-4, "samples": False, "device": "cpu",
+        "memory_budget": "2GiB", "checkpointing": True, "weights": "float32", "resolution": 64,
+    }  # fmt: skip
+    config = TrainConfig.create(**given)
+    words = shlex.split(repeat_command(config.to_dict()))
+    assert words[:2] == ["sopt", "train"]
+    options = vars(cli._parse(words[1:]))
+    assert options.pop("command") == "train"
+    again = TrainConfig.create(**options)
+    assert again.to_dict() == config.to_dict() | {"output": "runs/x-again"}
+
+
+def test_settings_that_a_command_cannot_give_are_named(tmp_path):
+    picture = Image.new("RGB", (8, 8))
+    folder = save_run(tmp_path / "dog", images=picture, schedule=lambda step, timestep: 0.5)
+    page = page_of(write_report([folder]))
+    assert "to be put in by hand: images, schedule" in page.words
+    assert not page.all("image")  # nobody knows the callable's surface
+
+
+@pytest.mark.parametrize("left", ["config.yaml", "history.jsonl"])
+def test_a_half_written_run_is_shown_as_far_as_it_got(tmp_path, left):
+    folder = save_run(tmp_path / "dog", done=12)
+    shutil.rmtree(folder / "samples")
+    with (folder / "history.jsonl").open("a") as file:
+        file.write('{"step": 13, "bra')
+    done = 12
+    if left == "config.yaml":
+        (folder / "history.jsonl").unlink()
+        done = 0
+    page = page_of(write_report([folder]))
+    assert f"This run is not finished: {done} of {STEPS} steps are done." in page.words
+    assert "No sample pictures: none was drawn." in page.words
+    assert len(page.all("svg")) == (3 if done else 0)
+
+
+def test_steps_that_were_skipped_are_counted(tmp_path):
+    folder = save_run(tmp_path / "dog")
+    entry = {"step": 41, "branch": "zo", "timestep": 5, "p_zo": 0.1, "loss": None, "seconds": 1}
+    with (folder / "history.jsonl").open("a") as file:
+        file.write(json.dumps(entry | {"skipped": True}) + "\n")
+    assert "skipped, loss not finite 1" in page_of(write_report([folder])).words
+
+
+def test_bad_folders_are_refused_in_a_sentence(tmp_path, run_folder, capsys):
+    (tmp_path / "empty").mkdir()
+    for folder, message in [
+        (tmp_path / "none", "there is no folder"),
+        (tmp_path / "empty", "holds no run: it has no config.yaml"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            write_report([folder])
+    assert cli.main(["report", str(tmp_path / "empty")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    history = (run_folder / "history.jsonl").read_text()
+    for name, content, message in [
+        ("history.jsonl", "{\n" + history, "line 1 of .* is damaged"),
+        ("history.jsonl", history + '{"step": 3}\n', f"line {STEPS + 1} of .* is not that of"),
+        ("memory.json", "[", "memory.json is damaged"),
+        ("record.json", "[]", "must hold an object, got list"),
+        ("samples/after.png", "x", "after.png is not a"),
+    ]:
+        file = run_folder / name
+        before = file.read_bytes()
+        file.write_text(content)
+        with pytest.raises(InputError, match=message):
+            write_report([run_folder])
+        file.write_bytes(before)
+    assert not (run_folder / "report.html").exists()
+
+
+def test_other_peoples_files_are_not_overwritten(run_folder):
+    file = run_folder / "report.html"
+    file.write_text("mine")
+    with pytest.raises(InputError, match="is not a report, and is not overwritten"):
+        write_report([run_folder])
+    assert file.read_text() == "mine"
+    file.unlink()
+    write_report([run_folder])
+    write_report([run_folder])  # its own it replaces
+
+
+def test_several_runs_are_compared(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_run(tmp_path / "one" / "dog", seed=1, lr=0.5)
+    save_run(tmp_path / "two" / "dog", seed=2, lr=0.25)
+    assert cli.main(["report", "one/dog", "two/dog"]) == 0
+    assert capsys.readouterr().out == "comparison.html\n"
+    page = page_of("comparison.html")
+    for text in ("2 runs compared", "1: dog", "2: dog", "0.5", "0.25", "Peak memory by run"):
+        assert text in page.words
+    assert [article["id"] for article in page.all("article")] == ["run-1", "run-2"]
+    assert len(page.all("img")) == 8  # side by side, and with each run
+
+
+def test_training_writes_the_report(settings, quick):
+    run = sopt.train(**settings)
+    page = page_of(run.output / "report.html")
+    record = json.loads((run.output / "record.json").read_text())
+    assert record["versions"]["torch"] in page.words
+    assert {"load", "cache", "save", "sample"} <= record["seconds"].keys()
+    assert all(seconds > 0 for seconds in record["seconds"].values())
+    assert len(page.all("img")) == 2
+    assert "This run is not finished" not in page.words
+
+
+def test_without_samples_there_is_a_report_without_pictures(settings, quick):
+    run = sopt.train(**settings | {"samples": False})
+    page = page_of(run.output / "report.html")
+    assert not page.all("img")
+    assert "No sample pictures: samples=false." in page.words
+
+
+def test_samples_that_fail_do_not_lose_the_run(settings, quick, monkeypatch, caplog):
+    def fail(*arguments, **options):
+        raise InputError("no pictures today")
+
+    monkeypatch.setattr("sopt.trainer.generate", fail)
+    run = sopt.train(**settings)
+    assert run.adapter.exists()
+    assert "there are no sample pictures: no pictures today" in caplog.text
+    assert "none was drawn" in page_of(run.output / "report.html").words
+
+
+def test_an_element_escapes_what_is_not_markup():
+    inner = element("b", "<")
+    assert (
+        element("p", inner, "&", None, class_='a"b') == '<p class="a&quot;b"><b>&lt;</b>&amp;</p>'
+    )
+
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_looks_right_in_a_browser(tmp_path, width):
+    long = {"model": "a/" + "very-long-name" * 12, "prompt": "a sks dog " + "wag" * 60}
+    runs = [save_run(tmp_path / name, memory_budget="16MiB", **long) for name in ("dog", "cat")]
+    whole = tmp_path / "comparison.html"
+    write_report(runs, whole)
+    for file in (write_report(runs[:1]), whole):
+        shot = tmp_path / f"{width}.png"
+        subprocess.run(
+            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+             f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},3000",
+             f"--screenshot={shot}", file.as_uri()],
+            check=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+        pixels = np.asarray(Image.open(shot).convert("RGB"))
+        assert pixels.shape[1] == width
+        # Nothing is wider than the page: the margins are white from top to bottom.
+        assert (pixels[:, :12] == 255).all()
+        assert (pixels[:, -12:] == 255).all()
+        for name, colour in {"backprop": (0x24, 0x57, 0xC5), "zeroth-order": (0xC2, 0x57, 0x0C),
+                             "before": (255, 0, 0), "after": (0, 128, 0)}.items():  # fmt: skip
+            assert (pixels == colour).all(axis=2).sum() > 50, name
