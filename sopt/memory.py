@@ -10,7 +10,9 @@ the whole process, where the system reports it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -153,6 +155,7 @@ class MemoryRecorder:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif measured:
+            _return_freed_memory()
             self._count_from_here()
         else:
             self._stop_counting()
@@ -236,6 +239,13 @@ class _ResidentWatch:
     def _run(self) -> None:
         while not self._stopped.wait(self.INTERVAL):
             self._highest = max(self._highest, anonymous_resident_bytes() or 0)
+
+
+def _return_freed_memory() -> None:
+    """Give the system back what the C library's allocator keeps of freed blocks: after training
+    SD1.5 at 512 pixels, some hundreds of MiB that sampling could not use in one piece."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
+        libc.malloc_trim(0)
 
 
 def anonymous_resident_bytes() -> int | None:
