@@ -44,9 +44,17 @@ class _SimulatedWeights:
         remove_submodules(network, dropped)
         return materialize(network, lambda _, weight: torch.empty(weight.shape, dtype=dtype))
 
+    def source(self, component: str, network: nn.Module) -> Any:
+        return _NoSource()
+
     def tokenizer(self, component: str) -> Any:
         with _disable_current_modes():
             return self.model.tokenizer(component)
+
+
+class _NoSource:
+    def read(self, name: str, out: Tensor, row: int | None = None) -> None:
+        pass
 
 
 class _ScalarsAreOne(TorchDispatchMode):

@@ -86,12 +86,7 @@ def load_files(
                     f"got {tuple(tensor.shape)}"
                 )
             values[name] = tensor.view(expected[name].shape)
-    missing = [name for name in expected if name not in values]
-    if missing:
-        raise InputError(
-            f"{files[0].parent} lacks {len(missing)} of {len(expected)} weights, "
-            f"{missing[0]} among them"
-        )
+    _check_complete(files, expected, values)
     return materialize(module, lambda name, _: values.pop(name))
 
 
@@ -107,12 +102,56 @@ def _current_name(stored: str, expected: Mapping[str, Tensor]) -> str | None:
     return None
 
 
+class TensorFiles:
+    """Reads single tensors of a network from its safetensors files, at any time and in any order.
+
+    Args:
+        network: Names and shapes that are wanted; it may be on the meta device.
+        files: The file, or all shards.
+
+    Raises:
+        InputError: A file is cut off or damaged, or a weight is missing or of another shape.
+    """
+
+    def __init__(self, network: nn.Module, files: Sequence[Path]) -> None:
+        expected = dict(network.named_parameters())
+        self._entries: dict[str, tuple[Path, int, Any]] = {}
+        for path in files:
+            start, entries = _header(path)
+            for stored, entry in entries:
+                if (name := _current_name(stored, expected)) is None:
+                    continue
+                if math.prod(entry["shape"]) != expected[name].numel():
+                    raise InputError(
+                        f"{path}: {stored} must have the shape {tuple(expected[name].shape)}, "
+                        f"got {tuple(entry['shape'])}"
+                    )
+                _stored_dtype(path, entry)
+                self._entries[name] = path, start, entry
+        _check_complete(files, expected, self._entries)
+        self._files = {path: path.open("rb", buffering=0) for path in files}
+
+    def read(self, name: str, out: Tensor, row: int | None = None) -> None:
+        """Fill a contiguous CPU tensor, converted to its dtype; with one row only, if given."""
+        path, start, entry = self._entries[name]
+        offset = 0 if row is None else row * out.numel() * _stored_dtype(path, entry).itemsize
+        _read_entry(path, self._files[path], start + offset, entry, out.view(-1))
+
+
 def _tensors(path: Path) -> Iterator[tuple[str, Callable[[torch.dtype], Tensor]]]:
     """Names of a safetensors file, in the order of the data, and what reads each tensor.
 
     By plain reads instead of a memory map: the pages of a map stay with the process, and a map
     counts as live as a whole while one of its tensors is in use.
     """
+    start, entries = _header(path)
+    with path.open("rb") as file:
+        for name, entry in entries:
+            yield name, partial(_read, path, file, start, entry)
+
+
+def _header(path: Path) -> tuple[int, list[tuple[str, Any]]]:
+    """Where the data of a safetensors file begin, and its entries in the order of the data."""
     with path.open("rb") as file:
         size = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")
@@ -126,27 +165,47 @@ def _tensors(path: Path) -> Iterator[tuple[str, Callable[[torch.dtype], Tensor]]
                 raise ValueError(f"it has {size} bytes and needs {8 + length + end}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is cut off or not a safetensors file: {error}") from error
-        for name, entry in sorted(entries, key=lambda item: item[1]["data_offsets"]):
-            yield name, partial(_read, path, file, 8 + length, entry)
+    return 8 + length, sorted(entries, key=lambda item: item[1]["data_offsets"])
+
+
+def _stored_dtype(path: Path, entry: Any) -> torch.dtype:
+    stored = _DTYPES.get(entry["dtype"])
+    begin, end = entry["data_offsets"]
+    if stored is None or end - begin != math.prod(entry["shape"]) * stored.itemsize:
+        raise InputError(f"{path}: {entry} is not a tensor of a dtype that weights have")
+    return stored
 
 
 def _read(path: Path, file: Any, start: int, entry: Any, dtype: torch.dtype) -> Tensor:
-    shape, stored = entry["shape"], _DTYPES.get(entry["dtype"])
-    numel = math.prod(shape)
-    begin, end = entry["data_offsets"]
-    if stored is None or end - begin != numel * stored.itemsize:
-        raise InputError(f"{path}: {entry} is not a tensor of a dtype that weights have")
-    file.seek(start + begin)
-    value = torch.empty(numel, dtype=dtype)
-    if stored == dtype:
+    value = torch.empty(math.prod(entry["shape"]), dtype=dtype)
+    _read_entry(path, file, start, entry, value)
+    return value.view(entry["shape"])
+
+
+def _read_entry(path: Path, file: Any, start: int, entry: Any, value: Tensor) -> None:
+    stored = _stored_dtype(path, entry)
+    file.seek(start + entry["data_offsets"][0])
+    if stored == value.dtype:
         _read_into(file, value)
-    else:
-        scratch = torch.empty(min(numel, _PIECE), dtype=stored)
-        for piece in value.split(_PIECE):
-            _read_into(file, scratch[: len(piece)])
-            piece.copy_(scratch[: len(piece)])
-    return value.view(shape)
+        return
+    scratch = torch.empty(min(len(value), _PIECE), dtype=stored)
+    for piece in value.split(_PIECE):
+        _read_into(file, scratch[: len(piece)])
+        piece.copy_(scratch[: len(piece)])
 
 
 def _read_into(file: Any, tensor: Tensor) -> None:
-    file.readinto(tensor.view(torch.uint8).numpy().data)
+    data = tensor.view(torch.uint8).numpy().data
+    if file.readinto(data) != len(data):
+        raise InputError(f"{file.name} was cut off while it was in use")
+
+
+def _check_complete(
+    files: Sequence[Path], expected: Mapping[str, Tensor], found: Mapping[str, Any]
+) -> None:
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise InputError(
+            f"{files[0].parent} lacks {len(missing)} of {len(expected)} weights, "
+            f"{missing[0]} among them"
+        )

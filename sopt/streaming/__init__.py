@@ -1,0 +1,11 @@
+"""A U-Net as a list of units, run one after the other, with all weights in memory or few of them.
+
+A unit is one ResNet, one transformer layer, one down- or upsampler, the embedding of the timestep,
+the first or the last convolution. What is computed is what the U-Net computes, to the bit.
+"""
+
+from .network import UnitNetwork
+from .reader import Reader
+from .units import Unit, list_units
+
+__all__ = ["Reader", "Unit", "UnitNetwork", "list_units"]
