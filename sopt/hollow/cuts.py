@@ -35,7 +35,8 @@ class Cut:
 
 
 def list_cuts(unet: nn.Module, units: Sequence[Unit]) -> list[Cut]:
-    """The cuts of a network, from the middle block alone to the largest hole."""
+    """The cuts of a network, from the middle block alone to the largest hole that leaves attention
+    to train."""
     pushing = [i for i, unit in enumerate(units) if unit.pushes]
     popping = [i for i, unit in enumerate(units) if unit.pops]
     sizes = [sum(x.numel() for *_, x in own_tensors(unet, unit)) for unit in units]
@@ -53,7 +54,8 @@ def list_cuts(unet: nn.Module, units: Sequence[Unit]) -> list[Cut]:
             fraction=parameters / sum(sizes),
         )
         check_skips(units, cut)
-        if cut.hole:
+        left = (units[i].kind for i in (*cut.encoder, *cut.decoder))
+        if cut.hole and Kind.LAYER in left:
             cuts.append(cut)
     return cuts
 
