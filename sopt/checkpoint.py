@@ -111,17 +111,29 @@ def fingerprint(module: torch.nn.Module) -> str:
     The values are spread over each tensor: reading all of several GiB would take seconds, and
     training a network changes every one of its tensors.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    weights = {
-        name.replace(".base_layer.", "."): weight
-        for name, weight in module.named_parameters()
-        if not weight.requires_grad
-    }
-    for name, weight in sorted(weights.items()):
-        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+    weights = Fingerprint()
+    for name, weight in module.named_parameters():
+        if not weight.requires_grad:
+            weights.add(name.replace(".base_layer.", "."), weight)
+    return weights.hexdigest()
+
+
+class Fingerprint:
+    """The :func:`fingerprint` of weights that come one at a time, in any order."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, bytes] = {}
+
+    def add(self, name: str, weight: Tensor) -> None:
         flat = weight.detach().reshape(-1)
-        digest.update(flat[:: max(1, len(flat) // SAMPLED)].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+        values = flat[:: max(1, len(flat) // SAMPLED)].float().cpu().numpy().tobytes()
+        self._parts[name] = f"{name} {tuple(weight.shape)}\n".encode() + values
+
+    def hexdigest(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for _, part in sorted(self._parts.items()):
+            digest.update(part)
+        return digest.hexdigest()
 
 
 def optimizer_state(

@@ -17,11 +17,13 @@ import yaml
 from .budget import Budget
 from .errors import InputError, nearest
 
-METHODS = ("selective", "backprop-high", "backprop-low", "zeroth-order")
+METHODS = ("selective", "backprop-high", "backprop-low", "zeroth-order", "hollowed")
 SCHEDULES = ("dtap", "tap", "random", "reversed")
 NOISES = ("gaussian", "rademacher")
 RESUME = ("auto", "never")
 WEIGHTS = ("float32", "bfloat16", "float16")
+OFFLOADS = ("none", "stream")
+CUTS = ("a11", "a10", "a9", "a8", "a7", "a6", "a5")  # from the smallest hole to the largest
 
 # The methods that are the selective trainer with a constant schedule and a resolution.
 _IMPLIED: dict[str, dict[str, float]] = {
@@ -29,7 +31,10 @@ _IMPLIED: dict[str, dict[str, float]] = {
     "backprop-high": {"schedule": 0.0, "low_res_ratio": 1.0},
     "backprop-low": {"schedule": 0.0},
     "zeroth-order": {"schedule": 1.0},
+    "hollowed": {"schedule": 0.0, "low_res_ratio": 1.0},
 }
+# What a method means where nothing else is said.
+_SUGGESTED: dict[str, dict[str, Any]] = {"hollowed": {"hollow": "a8"}}
 
 # Settings that say where and when the files are written; no bit of the adapter depends on them.
 _WITHOUT_EFFECT_ON_BITS = (
@@ -38,6 +43,7 @@ _WITHOUT_EFFECT_ON_BITS = (
     "resume",
     "checkpointing",
     "memory_budget",
+    "offload",
     "samples",
 )
 
@@ -95,6 +101,42 @@ class TrainConfig:
         metadata=_help(
             f"how the frozen weights are stored: {', '.join(WEIGHTS)}; bfloat16, and float32 where "
             "the processor has no bfloat16 instructions, if not given"
+        ),
+    )
+    hollow: str | float | None = field(
+        default=None,
+        metadata=_help(
+            "train without the middle of the UNet: a cut from a11 (the middle block alone) over a8 "
+            "(39 % of SD2.1) to a5, or the share of the parameters to leave out, in (0, 1); what "
+            "the middle says is computed beforehand and kept in the run folder"
+        ),
+    )
+    hollow_samples: int | None = field(
+        default=None,
+        metadata=_help(
+            "number of samples to compute beforehand for hollow, at least 1: with less than steps "
+            "they are used again; one a step if not given"
+        ),
+    )
+    hollow_dtype: str | None = field(
+        default=None,
+        metadata=_help(
+            f"how they are stored: {', '.join(WEIGHTS)}; as the weights if not given"
+        ),
+    )
+    offload: str = field(
+        default="none",
+        metadata=_help(
+            "stream reads the frozen weights from their file piece by piece, while the piece "
+            "before computes: for models that do not fit in memory, slower"
+        ),
+    )
+    vae_tiles: bool | None = field(
+        default=None,
+        metadata=_help(
+            "true has the VAE see the pictures in tiles of 256 pixels, and in bfloat16 where the "
+            "weights have 16 bits: less memory, and latents that differ a little; "
+            "if not given, true for offload=stream"
         ),
     )
     checkpointing: bool | None = field(
@@ -205,6 +247,16 @@ class TrainConfig:
                     f"{name}={settings[name]!r} does not go with method={method!r}, "
                     f"which means {name}={implied:g}"
                 )
+        for name, suggested in _SUGGESTED.get(method, {}).items():
+            checked[name] = suggested if checked.get(name) is None else checked[name]
+        for name in ("hollow_samples", "hollow_dtype"):
+            if checked.get(name) is not None and checked.get("hollow") is None:
+                raise InputError(f"{name}={settings[name]!r} does not go without hollow")
+        if checked.get("offload") == "stream" and checked.get("checkpointing") is False:
+            raise InputError(
+                "checkpointing=False does not go with offload='stream', which reads a part of the "
+                "network again in the backward pass and computes it again"
+            )
         if checked.get("prior_prompt") is not None and checked.get("prior_images") is None:
             raise InputError(
                 f"prior_prompt={checked['prior_prompt']!r} does not go without prior_images"
@@ -280,6 +332,14 @@ def _checked(name: str, value: Any) -> Any:
             if number <= 0:
                 raise InputError(f"{name} must be above 0, got {value!r}")
             return number
+        case "hollow":
+            return _hollow(value)
+        case "hollow_samples":
+            return None if value is None else _integer(name, value, 1, 2**32)
+        case "hollow_dtype":
+            return None if value is None else _choice(name, value, WEIGHTS)
+        case "offload":
+            return _choice(name, value, OFFLOADS)
         case "zo_lr":
             return _number(name, value)
         case "schedule":
@@ -288,7 +348,7 @@ def _checked(name: str, value: Any) -> Any:
             return None if value is None else _choice(name, value, WEIGHTS)
         case "samples":
             return _boolean(name, value)
-        case "checkpointing":
+        case "checkpointing" | "vae_tiles":
             return None if value is None else _boolean(name, value)
         case "memory_budget":
             if value is not None:
@@ -313,6 +373,20 @@ def _schedule(value: Any) -> Any:
         ) from None
     if not 0 <= share <= 1:
         raise InputError(f"a schedule that is a number must be in [0, 1], got {value!r}")
+    return share
+
+
+def _hollow(value: Any) -> str | float | None:
+    if value is None or value in CUTS:
+        return value
+    try:
+        share = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"unknown hollow {value!r}: {nearest(value, CUTS)}; a share in (0, 1) will do too"
+        ) from None
+    if not 0 < share < 1:
+        raise InputError(f"a hollow that is a share of the parameters must be in (0, 1), got {value!r}")
     return share
 
 

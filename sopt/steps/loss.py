@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ class Sample:
     prompt: Tensor  # (1, tokens, width)
     prior: Sample | None = None  # of a picture for prior preservation
     added: Mapping[str, Tensor] | None = None  # SDXL's pooled prompt and sizes, by diffusers' names
+    central: Tensor | None = None  # what the hole of a hollowed U-Net says, where there is one
 
 
 def diffusion_loss(
@@ -49,10 +50,37 @@ def diffusion_loss(
         "Progressive distillation for fast sampling of diffusion models", ICLR 2022; prior: Ruiz et
         al., "DreamBooth", CVPR 2023.
     """
-    loss = _weighted_error(unet, scheduler, sample, min_snr)
-    if sample.prior is not None:
-        loss = loss + prior_weight * _weighted_error(unet, scheduler, sample.prior, min_snr)
+    (loss,) = diffusion_losses(
+        lambda sample, timestep, **more: unet(sample, timestep, **more, return_dict=False),
+        unet.dtype,
+        scheduler,
+        sample,
+        min_snr=min_snr,
+        prior_weight=prior_weight,
+    )
     return loss
+
+
+def diffusion_losses(
+    predict: Callable[..., Sequence[Tensor]],
+    dtype: torch.dtype,
+    scheduler: Any,
+    sample: Sample,
+    *,
+    min_snr: float | None = None,
+    prior_weight: float = 1.0,
+) -> list[Tensor]:
+    """:func:`diffusion_loss` of each of several predictions on one sample.
+
+    Args:
+        predict: Takes what a U-Net takes, by the names of its arguments, and gives predictions.
+        dtype: Of the latents and the prompt that it takes.
+    """
+    losses = _weighted_errors(predict, dtype, scheduler, sample, min_snr)
+    if sample.prior is not None:
+        priors = _weighted_errors(predict, dtype, scheduler, sample.prior, min_snr)
+        losses = [loss + prior_weight * more for loss, more in zip(losses, priors, strict=True)]
+    return losses
 
 
 def min_snr_weight(scheduler: Any, timestep: int, gamma: float) -> float:
@@ -87,27 +115,44 @@ def min_snr_weight(scheduler: Any, timestep: int, gamma: float) -> float:
             return min(snr, gamma)
 
 
-def _weighted_error(unet: Any, scheduler: Any, sample: Sample, min_snr: float | None) -> Tensor:
-    timesteps = torch.tensor([sample.timestep], device=sample.latents.device)
+def _weighted_errors(
+    predict: Callable[..., Sequence[Tensor]],
+    dtype: torch.dtype,
+    scheduler: Any,
+    sample: Sample,
+    min_snr: float | None,
+) -> list[Tensor]:
+    predictions = predict(**unet_inputs(scheduler, sample, dtype))
+    target = _target(scheduler, sample)
+    weight = 1.0 if min_snr is None else min_snr_weight(scheduler, sample.timestep, min_snr)
+    errors = [functional.mse_loss(each.float(), target.float()) for each in predictions]
+    return errors if min_snr is None else [weight * error for error in errors]
+
+
+def unet_inputs(scheduler: Any, sample: Sample, dtype: torch.dtype) -> dict[str, Any]:
+    """What the U-Net sees of a sample, by the names of its arguments."""
+    timesteps = _timesteps(sample)
     noisy = scheduler.add_noise(sample.latents, sample.noise, timesteps)
-    dtype = unet.dtype
-    (prediction,) = unet(
-        noisy.to(dtype),
-        timesteps,
-        encoder_hidden_states=sample.prompt.to(dtype),
-        added_cond_kwargs=sample.added,
-        return_dict=False,
-    )
+    inputs = {
+        "sample": noisy.to(dtype),
+        "timestep": timesteps,
+        "encoder_hidden_states": sample.prompt.to(dtype),
+        "added_cond_kwargs": sample.added,
+    }
+    return inputs if sample.central is None else inputs | {"central": sample.central}
+
+
+def _target(scheduler: Any, sample: Sample) -> Tensor:
     match scheduler.config.prediction_type:
         case "epsilon":
-            target = sample.noise
+            return sample.noise
         case "v_prediction":
-            target = scheduler.get_velocity(sample.latents, sample.noise, timesteps)
+            return scheduler.get_velocity(sample.latents, sample.noise, _timesteps(sample))
         case "sample":
-            target = sample.latents
+            return sample.latents
         case other:
             raise AssertionError(f"prediction type {other} passed the check of open_model")
-    error = functional.mse_loss(prediction.float(), target.float())
-    if min_snr is None:
-        return error
-    return min_snr_weight(scheduler, sample.timestep, min_snr) * error
+
+
+def _timesteps(sample: Sample) -> Tensor:
+    return torch.tensor([sample.timestep], device=sample.latents.device)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,11 @@ class ZerothOrderUpdate:
     coefficients: list[float]  # float32 values, as applied
 
 
-@torch.no_grad()
+# Evaluates the losses of so many forwards. It must call ``write(k, names)`` before forward ``k``
+# computes with these parameters, which puts their perturbed values in place.
+Losses = Callable[[int, Callable[[int, Sequence[str]], None]], list[Tensor]]
+
+
 def zeroth_order_step(
     adapter: Mapping[str, Tensor],
     loss: Loss,
@@ -66,23 +71,59 @@ def zeroth_order_step(
         >>> update.loss, weight  # the mean of 4 and 16; 3 - 0.25 * 6
         (10.0, tensor([1.5000]))
     """
-    params, streams = list(adapter.values()), list(adapter)
-    base = [param.clone() for param in params]
-    losses: list[Tensor] = []
+
+    def one_after_the_other(count: int, write: Any) -> list[Tensor]:
+        losses = []
+        for number in range(count):
+            write(number, list(adapter))
+            losses.append(loss())
+        return losses
+
+    return zeroth_order_step_together(
+        adapter, one_after_the_other, seeds, lr=lr, eps=eps, noise=noise
+    )
+
+
+@torch.no_grad()
+def zeroth_order_step_together(
+    adapter: Mapping[str, Tensor],
+    losses_of: Losses,
+    seeds: Sequence[int],
+    *,
+    lr: float,
+    eps: float,
+    noise: str = "gaussian",
+) -> ZerothOrderUpdate | None:
+    """:func:`zeroth_order_step` where the 2 N forwards may take turns, one layer after the other.
+
+    Args:
+        losses_of: Called with 2 N and with what writes the perturbed values of some parameters for
+            one of the forwards: along seed 0, against it, along seed 1, ...
+    """
+    params = list(adapter.values())
+    base = {name: param.clone() for name, param in adapter.items()}
+
+    def write(number: int, names: Sequence[str]) -> None:
+        write_noisy_(
+            [adapter[name] for name in names],
+            [base[name] for name in names],
+            seeds[number // 2],
+            -eps if number % 2 else eps,
+            streams=list(names),
+            kind=noise,
+        )
+
     try:
-        for seed in seeds:
-            for sign in (1, -1):
-                write_noisy_(params, base, seed, sign * eps, streams=streams, kind=noise)
-                losses.append(loss())
+        losses = losses_of(2 * len(seeds), write)
     finally:
-        for param, value in zip(params, base, strict=True):
-            param.copy_(value)
+        for name, param in adapter.items():
+            param.copy_(base[name])
     plus, minus = torch.stack(losses).float().view(-1, 2).unbind(1)  # (N,) each
     slopes = (plus - minus) / (2 * eps)
     coefficients = slopes * (-lr / len(seeds))
     if not torch.isfinite(coefficients).all():
         return None
-    add_noise_(params, list(seeds), coefficients, streams=streams, kind=noise)
+    add_noise_(params, list(seeds), coefficients, streams=list(adapter), kind=noise)
     return ZerothOrderUpdate(
         loss=torch.stack(losses).float().mean().item(),
         seeds=list(seeds),
