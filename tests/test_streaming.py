@@ -4,8 +4,9 @@ import pytest
 import torch
 from pipelines import family_pipeline, micro_pipeline
 
+from sopt.checkpoint import fingerprint
 from sopt.models import inject_lora, open_model
-from sopt.streaming import Reader, UnitNetwork, list_units
+from sopt.streaming import UnitNetwork, list_units, network_fingerprint, open_network, open_text_encoder
 from sopt.streaming.units import own_tensors
 
 FAMILIES = ("sd15", "sd21", "sdxl", "ssd1b")
@@ -51,17 +52,15 @@ def randomize(adapter):
         parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
-def streamed_network(model, dtype=torch.float32, **options):
-    unet = model.skeleton("unet")
-    units = list_units(unet)
-    reader = Reader(unet, units, model.source("unet", unet), dtype, torch.device("cpu"))
-    return UnitNetwork(unet, units, reader, **options), reader
+def streamed_network(model, dtype=torch.float32):
+    network = open_network(model, dtype, torch.device("cpu"), stream=True)
+    return network, network.weights
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_weight_belongs_to_one_unit(name):
     unet = open_reduced(name).skeleton("unet")
-    names = [own[0] for unit in list_units(unet) for own in own_tensors(unet, unit)]
+    names = [own[0] for unit in list_units(unet) for own in own_tensors(unet, unit.modules)]
     assert sorted(names) == sorted(name for name, _ in unet.named_parameters())
 
 
@@ -100,7 +99,7 @@ def test_backward_through_streamed_weights_gives_the_bits_of_plain_autograd(name
 
     model = open_reduced(name)
     plain = model.load("unet")
-    network, reader = streamed_network(model, checkpointing=True)
+    network, reader = streamed_network(model)
     given = inputs_of(model)
     gradients = []
     for unet, run in ((plain, plain), (network.unet, network)):
@@ -114,3 +113,26 @@ def test_backward_through_streamed_weights_gives_the_bits_of_plain_autograd(name
     for key, gradient in gradients[0].items():
         assert torch.equal(gradients[1][key], gradient), key
     reader.close()
+
+
+@pytest.mark.parametrize("name", ["sdxl", "tiny"])
+def test_streamed_text_encoders_give_the_bits_of_resident_ones(name):
+    model = open_reduced(name)
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    for component in model.kind.tokenizers:
+        whole = model.load(component)
+        streamed = open_text_encoder(model, component, torch.float32, torch.device("cpu"))
+        with torch.no_grad():
+            expected = whole(ids, output_hidden_states=True)
+            for _ in range(2):
+                found = streamed(ids, output_hidden_states=True)
+                assert torch.equal(found[0], expected[0])
+                assert torch.equal(found.hidden_states[-2], expected.hidden_states[-2])
+
+
+@pytest.mark.parametrize("name", ["micro", "tiny"])
+def test_the_fingerprint_read_by_units_is_that_of_the_network(name):
+    model = open_reduced(name)
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = fingerprint(model.load("unet", dtype))
+        assert network_fingerprint(model, dtype, torch.device("cpu")) == expected

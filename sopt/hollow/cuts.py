@@ -39,7 +39,7 @@ def list_cuts(unet: nn.Module, units: Sequence[Unit]) -> list[Cut]:
     to train."""
     pushing = [i for i, unit in enumerate(units) if unit.pushes]
     popping = [i for i, unit in enumerate(units) if unit.pops]
-    sizes = [sum(x.numel() for *_, x in own_tensors(unet, unit)) for unit in units]
+    sizes = [sum(x.numel() for *_, x in own_tensors(unet, unit.modules)) for unit in units]
     cuts = []
     for depth in range(min(_FIRST - _LAST + 1, len(pushing))):
         # The hole begins behind the newest skip that stays, and ends before the stage taking it.

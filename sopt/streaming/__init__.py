@@ -5,7 +5,16 @@ the first or the last convolution. What is computed is what the U-Net computes, 
 """
 
 from .network import UnitNetwork
+from .opening import network_fingerprint, open_network, open_text_encoder
 from .reader import Reader
 from .units import Unit, list_units
 
-__all__ = ["Reader", "Unit", "UnitNetwork", "list_units"]
+__all__ = [
+    "Reader",
+    "Unit",
+    "UnitNetwork",
+    "list_units",
+    "network_fingerprint",
+    "open_network",
+    "open_text_encoder",
+]

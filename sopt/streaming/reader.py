@@ -1,31 +1,23 @@
 """Frozen weights that stay in their file: two buffers in memory, filled in turn by a thread.
 
-Every weight of the network is a view of its unit's buffer, and means something only while the unit
-is the one in place. While the network computes with one buffer, the thread reads the next unit into
+Every weight of the network is a view of its part's buffer, and means something only while the part
+is the one in place. While the network computes with one buffer, the thread reads the next part into
 the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .units import Unit, own_tensors
+from ..models.model import Source
+from .units import own_tensors
 
 _ALIGNMENT = 64  # bytes: of the widest vector loads
-
-
-class Source(Protocol):
-    """Reads tensors of one network by their names."""
-
-    def read(self, name: str, out: Tensor) -> None:
-        """Fill ``out``, converting to its dtype; called from any thread, one at a time."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -35,50 +27,49 @@ class _Place:
 
 
 class Reader:
-    """Has the weights of one unit at a time in memory, and those of the next on their way.
+    """Has the weights of one part of a network in memory, and those of the next on their way.
 
-    Makes every parameter and buffer of the units, floating point or codes, a view of one of two
+    Makes every parameter and buffer of the parts, floating point or codes, a view of one of two
     buffers. The network must be on the meta device and without an adapter.
 
     Args:
-        unet: Changed in place.
-        units: All its units whose modules it has.
+        network: Changed in place.
+        parts: Paths of the modules of each part, by its number; those visited next to each other
+            best follow each other here.
         dtype: Of floating-point weights.
         device: Of the buffers. For a GPU the file is read into two more in pinned host memory.
     """
 
     def __init__(
         self,
-        unet: nn.Module,
-        units: Sequence[Unit],
+        network: nn.Module,
+        parts: Mapping[int, Sequence[str]],
         source: Source,
         dtype: torch.dtype,
         device: torch.device,
-        positions: Sequence[int] | None = None,
     ) -> None:
         self._source = source
         self._device = device
-        used = range(len(units)) if positions is None else positions
-        self._buffer_of = {position: place % 2 for place, position in enumerate(used)}
-        layouts = {position: _layout(unet, units[position], dtype) for position in used}
+        self._buffer_of = {part: place % 2 for place, part in enumerate(parts)}
+        layouts = {part: _layout(network, paths, dtype) for part, paths in parts.items()}
         sizes = [0, 0]
-        for position, (_, size) in layouts.items():
-            sizes[self._buffer_of[position]] = max(size, sizes[self._buffer_of[position]])
+        for part, (_, size) in layouts.items():
+            sizes[self._buffer_of[part]] = max(size, sizes[self._buffer_of[part]])
         self._buffers = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
         self._staging = self._buffers
         if device.type == "cuda":
             self._staging = [torch.empty(size, dtype=torch.uint8).pin_memory() for size in sizes]
         self._places: dict[int, list[_Place]] = {}
-        self._size = {position: size for position, (_, size) in layouts.items()}
-        for position, (entries, _) in layouts.items():
-            buffer = self._buffers[self._buffer_of[position]]
-            staging = self._staging[self._buffer_of[position]]
-            self._places[position] = []
+        self._size = {part: size for part, (_, size) in layouts.items()}
+        for part, (entries, _) in layouts.items():
+            buffer = self._buffers[self._buffer_of[part]]
+            staging = self._staging[self._buffer_of[part]]
+            self._places[part] = []
             for name, owner, leaf, tensor, offset in entries:
                 kind = _dtype(owner, leaf, tensor, dtype)
                 _put(owner, leaf, _view(buffer, tensor, kind, offset))
                 view = _view(staging, tensor, kind, offset)
-                self._places[position].append(_Place(name, view))
+                self._places[part].append(_Place(name, view))
         self._loaded: list[int | None] = [None, None]  # what each buffer holds, or will hold
         self._reading: list[Future[None] | None] = [None, None]
         self._executor: ThreadPoolExecutor | None = None
@@ -90,24 +81,24 @@ class Reader:
         """Of both buffers."""
         return sum(buffer.numel() for buffer in self._buffers)
 
-    def visit(self, unit: int, following: int | None) -> None:
-        """Have the weights of ``unit`` in place, and begin to read those of ``following``."""
-        if unit != self._current:
+    def visit(self, part: int, following: int | None) -> None:
+        """Have the weights of ``part`` in place, and begin to read those of ``following``."""
+        if part != self._current:
             self._mark_used()
-            self._begin(unit)
-            self._current = unit
-            buffer = self._buffer_of[unit]
+            self._begin(part)
+            self._current = part
+            buffer = self._buffer_of[part]
             if (reading := self._reading[buffer]) is not None:
                 self._reading[buffer] = None
                 self._loaded[buffer] = None  # until it is known to have been read
                 reading.result()
-                self._loaded[buffer] = unit
-        if following is not None and self._buffer_of[following] != self._buffer_of[unit]:
+                self._loaded[buffer] = part
+        if following is not None and self._buffer_of[following] != self._buffer_of[part]:
             self._begin(following)
 
-    def tensors(self, unit: int) -> dict[str, Tensor]:
-        """The weights of a unit by name, on the CPU, right after it was visited."""
-        return {place.name: place.view for place in self._places[unit]}
+    def tensors(self, part: int) -> dict[str, Tensor]:
+        """The weights of a part by name, on the CPU, right after it was visited."""
+        return {place.name: place.view for place in self._places[part]}
 
     def close(self) -> None:
         """End the thread."""
@@ -115,22 +106,22 @@ class Reader:
             self._executor.shutdown()
             self._executor = None
 
-    def _begin(self, unit: int) -> None:
-        buffer = self._buffer_of[unit]
-        if self._loaded[buffer] == unit:
+    def _begin(self, part: int) -> None:
+        buffer = self._buffer_of[part]
+        if self._loaded[buffer] == part:
             return
-        if (pending := self._reading[buffer]) is not None:  # for a unit that is not wanted now
+        if (pending := self._reading[buffer]) is not None:  # for a part that is not wanted now
             pending.result()
-        self._loaded[buffer] = unit
+        self._loaded[buffer] = part
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="sopt-reader")
-        self._reading[buffer] = self._executor.submit(self._read, unit)
+        self._reading[buffer] = self._executor.submit(self._read, part)
 
-    def _read(self, unit: int) -> None:
-        for place in self._places[unit]:
+    def _read(self, part: int) -> None:
+        for place in self._places[part]:
             self._source.read(place.name, place.view)
         if self._device.type == "cuda":
-            buffer, size = self._buffer_of[unit], self._size[unit]
+            buffer, size = self._buffer_of[part], self._size[part]
             if (used := self._used[buffer]) is not None:
                 used.synchronize()  # else weights change under a kernel that is still at work
             stream = torch.cuda.Stream(self._device)
@@ -140,7 +131,7 @@ class Reader:
             stream.synchronize()
 
     def _mark_used(self) -> None:
-        """Note on the GPU's queue that the current unit has been computed with."""
+        """Note on the GPU's queue that the current part has been computed with."""
         if self._device.type == "cuda" and self._current is not None:
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(self._device))
@@ -148,11 +139,11 @@ class Reader:
 
 
 def _layout(
-    unet: nn.Module, unit: Unit, dtype: torch.dtype
+    network: nn.Module, paths: Sequence[str], dtype: torch.dtype
 ) -> tuple[list[tuple[str, nn.Module, str, Tensor, int]], int]:
-    """The tensors of a unit with their offsets in its buffer, and the bytes of all."""
+    """The tensors of a part with their offsets in its buffer, and the bytes of all."""
     entries, offset = [], 0
-    for name, owner, leaf, tensor in own_tensors(unet, unit):
+    for name, owner, leaf, tensor in own_tensors(network, paths):
         entries.append((name, owner, leaf, tensor, offset))
         size = tensor.numel() * _dtype(owner, leaf, tensor, dtype).itemsize
         offset += -(-size // _ALIGNMENT) * _ALIGNMENT

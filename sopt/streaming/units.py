@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -86,10 +86,12 @@ def list_units(unet: Any) -> list[Unit]:
     return [*units, Unit("conv_out", Kind.LAST, ends)]
 
 
-def own_tensors(unet: nn.Module, unit: Unit) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    """All parameters and buffers of a unit: name in the network, owner, name there, tensor."""
-    for path in unit.modules:
-        for inner, owner in unet.get_submodule(path).named_modules(prefix=path):
+def own_tensors(
+    network: nn.Module, paths: Iterable[str]
+) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
+    """All parameters and buffers of some modules: name in the network, owner, name there, tensor."""
+    for path in paths:
+        for inner, owner in network.get_submodule(path).named_modules(prefix=path):
             for leaf, tensor in (*owner._parameters.items(), *owner._buffers.items()):
                 if tensor is not None:
                     yield f"{inner}.{leaf}", owner, leaf, tensor
