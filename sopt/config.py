@@ -278,6 +278,17 @@ class TrainConfig:
         assert self.resolution is not None
         return round(self.resolution * self.low_res_ratio)
 
+    @property
+    def pool(self) -> int | None:
+        """Samples that the steps share; None where each has its own."""
+        shared = self.hollow_samples is not None and self.hollow_samples < self.steps
+        return self.hollow_samples if shared else None
+
+    @property
+    def tiled(self) -> bool:
+        """Whether the VAE sees pictures in tiles."""
+        return self.offload == "stream" if self.vae_tiles is None else self.vae_tiles
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values; pictures, pipelines and callables as descriptions."""
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .errors import InputError
 
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -119,7 +119,7 @@ def save_tensors(
         tensor = tensors[name].detach()
         chunks.append(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         entries[name] = {
-            "dtype": _SAFETENSORS_DTYPES[tensor.dtype],
+            "dtype": SAFETENSORS_DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + len(chunks[-1])],
         }

@@ -8,6 +8,7 @@ from dataclasses import replace
 from .config import TrainConfig
 from .devices import resolve_device, resolve_weights
 from .errors import InputError
+from .hollow.cuts import cut_of
 from .models import Model
 
 MUCH = 1.5  # times or a part of the model's own resolution: further away it draws badly
@@ -34,7 +35,15 @@ def resolve(config: TrainConfig, model: Model) -> TrainConfig:
             f"resolution={resolution}: the model was made for {model.native_resolution} pixels",
             stacklevel=4,
         )
-    config = replace(config, device=device, resolution=resolution, weights=weights)
+    config = replace(
+        config, device=device, resolution=resolution, weights=weights, vae_tiles=config.tiled
+    )
+    if config.hollow is not None:
+        config = replace(
+            config,
+            hollow=cut_of(config.hollow, model).name,
+            hollow_dtype=config.hollow_dtype or weights,
+        )
     low = config.low_resolution
     if config.schedule != 1.0 and (low % factor or low < smallest):
         fitting = sorted({max(smallest, low // factor * factor), (low // factor + 1) * factor})

@@ -33,7 +33,8 @@ from .resolution import resolve
 from .run_folder import Run, RunFolder, picture_fingerprint
 from .sampling import generate, png_bytes
 from .schedules import make_schedule
-from .steps.seeds import Tag, integer, seed64, uniform
+from .steps.draws import draw_step
+from .streaming import network_fingerprint
 from .training import Training
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,11 @@ def train(**settings: Any) -> Run:
         previous = folder.previous(identity, config.resume)
         if previous is not None and folder.finished(previous, config):
             logger.info("the run in %s is finished already", folder.path)
-            previous.check_weights(fingerprint(model.load("unet", weights)))
+            previous.check_weights(
+                network_fingerprint(model, weights, torch.device("cpu"))
+                if config.hollow is not None or config.offload == "stream"
+                else fingerprint(model.load("unet", weights))
+            )
         else:
             del previous  # else its tensors would be in memory all along
             check_writable(config.output)
@@ -137,7 +142,7 @@ def _optimize(
     memory: MemoryRecorder,
 ) -> dict[str, Tensor]:
     """Cache and train; returns the adapter on the CPU, with all else gone from memory."""
-    training = Training(config, model, pictures, memory)
+    training = Training(config, model, pictures, memory, folder.lock)
     adapter, optimizer, weights = training.adapter, training.optimizer, training.fingerprint()
     schedule = make_schedule(config.schedule, config.steps, model.num_train_timesteps)
     skipped = {"bp": 0, "zo": 0}
@@ -159,9 +164,8 @@ def _optimize(
     ):
         for i in progress:
             started = time.perf_counter()
-            t = integer(seed64(config.seed, i, 0, Tag.TIMESTEP), 0, model.num_train_timesteps)
-            p_zo = schedule(i, t)
-            zo = uniform(seed64(config.seed, i, 0, Tag.BRANCH)) < p_zo  # p is that of ZO-high
+            draw = draw_step(config.seed, i, schedule, model.num_train_timesteps, config.pool)
+            t, p_zo, zo = draw.timestep, draw.p_zo, draw.zeroth_order
             branch = "zo" if zo else "bp"
             # The steps of a branch repeat each other's memory once the optimizer's state exists.
             repeats = bool(optimizer.state) or config.schedule == 1.0
@@ -251,8 +255,8 @@ def _schedule_fingerprint(config: TrainConfig, num_timesteps: int) -> str:
     schedule = make_schedule(config.schedule, config.steps, num_timesteps)
     digest = hashlib.blake2b(digest_size=16)
     for i in range(1, config.steps + 1):
-        t = integer(seed64(config.seed, i, 0, Tag.TIMESTEP), 0, num_timesteps)
-        p_zo = schedule(i, t)
+        draw = draw_step(config.seed, i, schedule, num_timesteps, config.pool)
+        t, p_zo = draw.timestep, draw.p_zo
         if not isinstance(p_zo, (int, float)) or not 0 <= p_zo <= 1:
             raise InputError(f"schedule({i}, {t}) must be a number in [0, 1], got {p_zo!r}")
         digest.update(f"{float(p_zo)!r}\n".encode())

@@ -17,7 +17,8 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError, nearest
-from ..streaming.units import Kind, Unit, own_tensors
+from ..models.model import Model
+from ..streaming.units import Kind, Unit, list_units, own_tensors
 
 _FIRST, _LAST = 11, 5  # a11 ... a5
 
@@ -94,6 +95,16 @@ def find_cut(hollow: str | float, cuts: Sequence[Cut]) -> Cut:
             )
         return cuts[names.index(hollow)]
     return min(cuts, key=lambda cut: abs(cut.fraction - hollow))
+
+
+def cut_of(hollow: str | float, model: Model) -> Cut:
+    """The cut of a model's U-Net that a setting means.
+
+    Raises:
+        InputError: There is no such cut.
+    """
+    unet = model.skeleton("unet")
+    return find_cut(hollow, list_cuts(unet, list_units(unet)))
 
 
 def hole_modules(units: Sequence[Unit], cut: Cut) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -183,21 +184,25 @@ def _read(path: Path, file: Any, start: int, entry: Any, dtype: torch.dtype) -> 
 
 
 def _read_entry(path: Path, file: Any, start: int, entry: Any, value: Tensor) -> None:
-    stored = _stored_dtype(path, entry)
-    file.seek(start + entry["data_offsets"][0])
+    """Fill ``value`` with what begins at ``start`` and the entry's offset, by reads at a position,
+    which threads can share the file for."""
+    stored, offset = _stored_dtype(path, entry), start + entry["data_offsets"][0]
     if stored == value.dtype:
-        _read_into(file, value)
+        _read_into(file, offset, value)
         return
     scratch = torch.empty(min(len(value), _PIECE), dtype=stored)
     for piece in value.split(_PIECE):
-        _read_into(file, scratch[: len(piece)])
+        _read_into(file, offset, scratch[: len(piece)])
         piece.copy_(scratch[: len(piece)])
+        offset += len(piece) * stored.itemsize
 
 
-def _read_into(file: Any, tensor: Tensor) -> None:
+def _read_into(file: Any, offset: int, tensor: Tensor) -> None:
     data = tensor.view(torch.uint8).numpy().data
-    if file.readinto(data) != len(data):
-        raise InputError(f"{file.name} was cut off while it was in use")
+    while data:
+        if not (count := os.preadv(file.fileno(), [data], offset)):
+            raise InputError(f"{file.name} was cut off while it was in use")
+        data, offset = data[count:], offset + count
 
 
 def _check_complete(

@@ -5,7 +5,7 @@ the first or the last convolution. What is computed is what the U-Net computes, 
 """
 
 from .network import UnitNetwork
-from .opening import network_fingerprint, open_network, open_text_encoder
+from .opening import network_fingerprint, open_network, open_text_encoder, units_of
 from .reader import Reader
 from .units import Unit, list_units
 
@@ -17,4 +17,5 @@ __all__ = [
     "network_fingerprint",
     "open_network",
     "open_text_encoder",
+    "units_of",
 ]
