@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from . import tiny
+    from . import hollow, tiny
     from .planning import plan
     from .sampling import generate
     from .trainer import Run, train
 
-__all__ = ["InputError", "Run", "generate", "plan", "tiny", "train"]
+__all__ = ["InputError", "Run", "generate", "hollow", "plan", "tiny", "train"]
 
 # Imported at first use: torch and diffusers take seconds, `import sopt` and `sopt --help` do not.
 _MODULE_OF = {"Run": ".trainer", "train": ".trainer", "generate": ".sampling", "plan": ".planning"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "tiny":
-        return importlib.import_module(".tiny", __name__)
+    if name in ("hollow", "tiny"):
+        return importlib.import_module(f".{name}", __name__)
     if name in _MODULE_OF:
         return getattr(importlib.import_module(_MODULE_OF[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from .devices import resolve_device, resolve_weights
 from .errors import InputError
 from .files import load_tensors
+from .hollow.cuts import Cut, cut_of
+from .hollow.inference import cut_name, run_by_units
 from .models import Model, open_model
 from .models.adapter import load_adapter
 from .models.attention import use_forward_attention
 from .models.batches import take_one_at_a_time
-from .models.kinds import build_on_meta
+from .streaming import open_network, open_text_encoder
 
 TILE = 32  # side, in latent elements, of the tiles that large pictures are decoded in
 VAE_ENCODER = ("encoder", "quant_conv")  # not needed for decoding
@@ -39,14 +41,18 @@ def draw(
     device: str | None,
     weights: str | None,
     low_memory: bool,
+    offload: str,
+    two_paths: bool,
 ) -> list[Image.Image]:
     """As :func:`sopt.generate`, with the settings checked and the adapter's file found."""
     device = resolve_device(device)
     opened = open_model(model)
     side = _side(opened, resolution)
+    cut = None
     if adapter is not None:
-        unet = build_on_meta(opened.kind, "unet", opened.configs["unet"])
-        _check_fit(adapter, unet)  # by the shapes alone, before anything is loaded
+        _check_fit(adapter, opened.skeleton("unet"))  # by the shapes alone, before any is loaded
+        name = cut_name(adapter) if two_paths else None
+        cut = None if name is None else cut_of(name, opened)
     stages = Stages(
         opened,
         getattr(torch, resolve_weights(weights, device)),
@@ -54,6 +60,8 @@ def draw(
         low_memory=low_memory,
         adapter=adapter,
         adapter_scale=adapter_scale,
+        stream=offload == "stream",
+        cut=cut,
     )
     texts = stages.encode(prompt, negative_prompt, guided=guidance > 1)
     batches = [seeds[i : i + batch_size] for i in range(0, len(seeds), batch_size)]
@@ -75,6 +83,8 @@ class Stages:
     low_memory: bool
     adapter: Path | None = None
     adapter_scale: float = 1.0
+    stream: bool = False  # weights of text encoders and U-Net stay in their files
+    cut: Cut | None = None  # of an adapter that was trained hollowed, for two paths
 
     @torch.no_grad()
     def encode(
@@ -109,8 +119,9 @@ class Stages:
         """The latents of each batch of seeds, (batch, channels, height, width)."""
         unet = self._load("unet")
         if self.low_memory:
-            take_one_at_a_time(unet)
             use_forward_attention(unet)
+        if self.low_memory and not self._by_units:
+            take_one_at_a_time(unet)
         pipeline = self.model.pipeline(unet=unet)
         return [
             pipeline(
@@ -129,16 +140,29 @@ class Stages:
     @torch.no_grad()
     def decode(self, latents: Sequence[Tensor]) -> Iterator[Tensor]:
         """The pixels of each batch, (batch, 3, side, side) float32 around [-1, 1]."""
-        vae = self.model.load("vae", device=self.device, dropped=VAE_ENCODER)
+        dtype = torch.bfloat16 if self.stream and self.dtype.itemsize == 2 else torch.float32
+        vae = self.model.load("vae", dtype, self.device, dropped=VAE_ENCODER)
         if self.low_memory:
             vae.enable_tiling()
             vae.tile_latent_min_size = TILE
             vae.tile_sample_min_size = TILE * self.model.vae_factor
         for batch in latents:
-            yield vae.decode(batch.float() / vae.config.scaling_factor, return_dict=False)[0]
+            scaled = (batch.float() / vae.config.scaling_factor).to(dtype)
+            yield vae.decode(scaled, return_dict=False)[0].float()
+
+    @property
+    def _by_units(self) -> bool:
+        return self.stream or self.cut is not None
 
     def _load(self, component: str) -> Any:
-        network = self.model.load(component, self.dtype, self.device)
+        if component == "unet" and self._by_units:
+            by_units = open_network(self.model, self.dtype, self.device, stream=self.stream)
+            network = by_units.unet
+            run_by_units(network, by_units.units, by_units.weights, self.cut, self.low_memory)
+        elif self.stream:
+            network = open_text_encoder(self.model, component, self.dtype, self.device)
+        else:
+            network = self.model.load(component, self.dtype, self.device)
         if self.adapter is not None:
             load_adapter(self.model, self.adapter, {component: network}, self.adapter_scale)
             network.to(self.device)  # the adapter

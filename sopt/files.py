@@ -148,6 +148,21 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"{path} is damaged, or not a safetensors file: {error}") from error
 
 
+def load_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors.
+
+    Raises:
+        InputError: The file is missing, cut off, or not a safetensors file.
+    """
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return file.metadata() or {}
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged, or not a safetensors file: {error}") from error
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

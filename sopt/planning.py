@@ -15,10 +15,13 @@ from .config import METHODS, TrainConfig
 from .data import Picture
 from .drawing import Stages
 from .errors import InputError
+from .hollow.cuts import cut_of, list_cuts
+from .hollow.precompute import MOST
 from .memory import MemoryRecorder, anonymous_resident_bytes
 from .models import Model, inject_lora, open_model
 from .resolution import resolve
 from .simulation import simulated, simulated_tensors
+from .streaming import list_units, open_network
 from .training import Training
 
 GUIDANCE = 7.5  # any above 1 has two halves
@@ -101,7 +104,7 @@ def variants(config: TrainConfig) -> list[TrainConfig]:
     """The settings with what is not set filled in, in every way, the fastest first."""
     if config.checkpointing is not None:
         return [config]
-    if config.schedule == 1.0:  # no backprop
+    if config.schedule == 1.0 or config.offload == "stream":  # no backprop, or always with it
         return [replace(config, checkpointing=True)]
     return [replace(config, checkpointing=value) for value in (False, True)]
 
@@ -125,11 +128,18 @@ def choose(
     hint = ""
     if budget.of_process:
         needed = process_bound(needed, anonymous_resident_bytes())
-    smaller: dict[str, Any] = {"weights": "bfloat16", "checkpointing": True, "low_res_ratio": 0.5}
+    smaller: dict[str, Any] = {
+        "weights": "bfloat16",
+        "checkpointing": True,
+        "low_res_ratio": 0.5,
+        "offload": "stream",
+    }
     for name, value in smaller.items():
         if getattr(config, name) in (None, value):
             continue
         changed = replace(config, **{name: value})
+        if name == "offload":
+            changed = replace(changed, checkpointing=True, vae_tiles=True)
         (other,) = _predict(model, variants(changed)[-1:], budget, pictures)
         if other.fits:
             hint = f"; {name}={value} would fit"
@@ -141,7 +151,7 @@ def choose(
 
 
 _FASTEST_FIRST = ("backprop-low", "backprop-high", "selective", "zeroth-order")
-assert set(_FASTEST_FIRST) == set(METHODS)
+assert {*_FASTEST_FIRST, "hollowed"} == set(METHODS)  # it is backprop-high with a setting more
 
 
 def _predict(
@@ -161,8 +171,8 @@ def _predict(
             method=config.method,
             train="lora",
             weights=str(config.weights),
-            hollow=None,
-            offload="none",
+            hollow=None if config.hollow is None else str(config.hollow),
+            offload=config.offload,
             checkpointing=bool(config.checkpointing),
             low_res_ratio=config.low_res_ratio,
             phases=phases,
@@ -183,19 +193,23 @@ class _Simulation:
         assert config.resolution is not None
         found: dict[str, int] = {}
         key: tuple[Any, ...]
-        one = replace(config, num_perturbations=1)  # the others repeat the first
+        common = (config.weights, config.rank, config.hollow, config.hollow_dtype)
+        common += (config.offload, config.vae_tiles)
+        one = config
+        if config.offload == "none":
+            one = replace(config, num_perturbations=1)  # the others repeat the first
         if config.schedule != 0.0:
-            zo = replace(one, schedule=1.0, checkpointing=False)
+            zo = replace(one, schedule=1.0, checkpointing=False, steps=MOST)
             beside = config.schedule != 1.0  # the state of the optimizer of backprop
-            key = ("zo", zo.resolution, zo.weights, zo.rank, beside)
+            key = ("zo", zo.resolution, one.num_perturbations, beside, *common)
             found |= self._once(key, zo, "train-zo", beside)
         if config.schedule != 1.0:
             low, kept = config.low_resolution, config.checkpointing
-            bp = replace(one, schedule=0.0)
-            key = ("bp", low, config.weights, config.rank, kept)
+            bp = replace(one, schedule=0.0, steps=MOST)
+            key = ("bp", low, kept, *common)
             self._raise(found, self._once(key, bp, "train-bp", True))
         if config.samples:
-            key = ("sample", config.resolution, config.weights, config.rank)
+            key = ("sample", config.resolution, *common)
             self._raise(found, self._once(key, config, "sample", False))
         return found
 
@@ -226,11 +240,17 @@ class _Simulation:
         assert config.resolution is not None
         dtype = getattr(torch, str(config.weights))
         with memory.phase("load"):
+            cut = None if config.hollow is None else cut_of(config.hollow, self._model)
+            hole = range(0) if cut is None else cut.hole
+            stream = config.offload == "stream"
+            cpu = torch.device("cpu")
+            unet = open_network(self._model, dtype, cpu, hole=hole, stream=stream).unet
             # As it is in memory while it is loaded: in its file's dtype and in the network's.
-            adapter = inject_lora(self._model.load("unet", dtype), config.rank, config.seed)
+            adapter = inject_lora(unet, config.rank, config.seed)
             loaded = {name: weight.to(dtype) for name, weight in adapter.items()}
+            del unet
         with memory.phase("sample"):
-            stages = Stages(self._model, dtype, torch.device("cpu"), low_memory=True)
+            stages = Stages(self._model, dtype, cpu, low_memory=True, stream=stream, cut=cut)
             texts = stages.encode(config.prompt, guided=True)
             latents = stages.denoise(texts, [[0]], config.resolution, 1, GUIDANCE)
             for _ in stages.decode(latents):
@@ -251,13 +271,13 @@ def _blanks(config: TrainConfig) -> list[Picture]:
 def table(rows: Sequence[Prediction]) -> str:
     """The predictions as text: sizes in MiB."""
     phases = list(dict.fromkeys(phase for row in rows for phase in row.phases))
-    header = ["method", "weights", "checkpointing", "low side", *phases, "peak", "fits"]
+    header = ["method", "weights", "hollow", "offload", "checkpointing", "low side", *phases, "peak", "fits"]
     lines = [header]
     for row in rows:
         low = "-" if row.config.schedule == 1.0 else str(row.config.low_resolution)
         sizes = [f"{row.phases[p] / 2**20:.0f}" if p in row.phases else "-" for p in phases]
         kept = "on" if row.checkpointing else "off"
-        settings = [row.method, row.weights, "-" if low == "-" else kept, low]
+        settings = [row.method, row.weights, row.hollow or "-", row.offload, "-" if low == "-" else kept, low]
         peak = f"{row.peak_bytes / 2**20:.0f}"
         lines.append([*settings, *sizes, peak, "yes" if row.fits else "no"])
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
@@ -265,3 +285,10 @@ def table(rows: Sequence[Prediction]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def cuts_text(model: Any) -> str:
+    """What ``hollow`` can be for a model, with the share of the parameters that it leaves out."""
+    unet = open_model(model).skeleton("unet")
+    cuts = list_cuts(unet, list_units(unet))
+    return ", ".join(f"{cut.name} {100 * cut.fraction:.1f} %" for cut in cuts)

@@ -203,7 +203,8 @@ def _save_adapter(
     config: TrainConfig, model: Model, adapter: dict[str, Tensor], folder: RunFolder
 ) -> None:
     assert config.resolution is not None
-    save_diffusers_lora(folder.adapter, adapter, config.rank, config.rank, LORA_TARGETS)
+    cut = None if config.hollow is None else str(config.hollow)
+    save_diffusers_lora(folder.adapter, adapter, config.rank, config.rank, LORA_TARGETS, cut)
     save_kohya_lora(
         folder.kohya,
         adapter,
@@ -213,6 +214,7 @@ def _save_adapter(
         resolution=config.resolution,
         prediction_type=model.prediction_type,
         cross_attention_dim=model.configs["unet"]["cross_attention_dim"],
+        cut=cut,
     )
 
 
@@ -228,6 +230,7 @@ def _draw_samples(config: TrainConfig, folder: RunFolder) -> None:
             device=config.device,
             weights=config.weights,
             low_memory=True,
+            offload=config.offload,
         )
         write_bytes(path, png_bytes(picture))
 
