@@ -120,9 +120,7 @@ class TrainConfig:
     )
     hollow_dtype: str | None = field(
         default=None,
-        metadata=_help(
-            f"how they are stored: {', '.join(WEIGHTS)}; as the weights if not given"
-        ),
+        metadata=_help(f"how they are stored: {', '.join(WEIGHTS)}; as the weights if not given"),
     )
     offload: str = field(
         default="none",
@@ -397,7 +395,9 @@ def _hollow(value: Any) -> str | float | None:
             f"unknown hollow {value!r}: {nearest(value, CUTS)}; a share in (0, 1) will do too"
         ) from None
     if not 0 < share < 1:
-        raise InputError(f"a hollow that is a share of the parameters must be in (0, 1), got {value!r}")
+        raise InputError(
+            f"a hollow that is a share of the parameters must be in (0, 1), got {value!r}"
+        )
     return share
 
 

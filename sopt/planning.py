@@ -271,13 +271,30 @@ def _blanks(config: TrainConfig) -> list[Picture]:
 def table(rows: Sequence[Prediction]) -> str:
     """The predictions as text: sizes in MiB."""
     phases = list(dict.fromkeys(phase for row in rows for phase in row.phases))
-    header = ["method", "weights", "hollow", "offload", "checkpointing", "low side", *phases, "peak", "fits"]
+    header = [
+        "method",
+        "weights",
+        "hollow",
+        "offload",
+        "checkpointing",
+        "low side",
+        *phases,
+        "peak",
+        "fits",
+    ]
     lines = [header]
     for row in rows:
         low = "-" if row.config.schedule == 1.0 else str(row.config.low_resolution)
         sizes = [f"{row.phases[p] / 2**20:.0f}" if p in row.phases else "-" for p in phases]
         kept = "on" if row.checkpointing else "off"
-        settings = [row.method, row.weights, row.hollow or "-", row.offload, "-" if low == "-" else kept, low]
+        settings = [
+            row.method,
+            row.weights,
+            row.hollow or "-",
+            row.offload,
+            "-" if low == "-" else kept,
+            low,
+        ]
         peak = f"{row.peak_bytes / 2**20:.0f}"
         lines.append([*settings, *sizes, peak, "yes" if row.fits else "no"])
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]

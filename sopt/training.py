@@ -108,7 +108,9 @@ class Training:
         config = self._config
         assert config.resolution is not None
         sample = self._draw(step, timestep, config.resolution)
-        seeds = [seed64(config.seed, step, n, Tag.DIRECTION) for n in range(config.num_perturbations)]
+        seeds = [
+            seed64(config.seed, step, n, Tag.DIRECTION) for n in range(config.num_perturbations)
+        ]
         options: dict[str, Any] = {"lr": config.zo_lr, "eps": config.eps, "noise": config.noise}
         if self._together is None:
             loss = partial(self._loss, sample)

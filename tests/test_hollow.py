@@ -1,6 +1,7 @@
 """Hollowed networks: cuts, and what they compute beside the whole network."""
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_cuts_of_sd21_have_the_reconstructed_sizes():
 def test_cuts_are_nested_and_leave_something(name):
     cuts = cuts_of(name)
     assert cuts[0].name == "a11"
-    for smaller, larger in zip(cuts, cuts[1:], strict=False):
+    for smaller, larger in itertools.pairwise(cuts):
         assert larger.hole.start < smaller.hole.start
         assert larger.hole.stop > smaller.hole.stop
         assert 0 < smaller.fraction < larger.fraction < 1

@@ -6,7 +6,13 @@ from pipelines import family_pipeline, micro_pipeline
 
 from sopt.checkpoint import fingerprint
 from sopt.models import inject_lora, open_model
-from sopt.streaming import UnitNetwork, list_units, network_fingerprint, open_network, open_text_encoder
+from sopt.streaming import (
+    UnitNetwork,
+    list_units,
+    network_fingerprint,
+    open_network,
+    open_text_encoder,
+)
 from sopt.streaming.units import own_tensors
 
 FAMILIES = ("sd15", "sd21", "sdxl", "ssd1b")

@@ -90,9 +90,7 @@ def find_cut(hollow: str | float, cuts: Sequence[Cut]) -> Cut:
     if isinstance(hollow, str):
         names = [cut.name for cut in cuts]
         if hollow not in names:
-            raise InputError(
-                f"hollow={hollow!r} is no cut of this model: {nearest(hollow, names)}"
-            )
+            raise InputError(f"hollow={hollow!r} is no cut of this model: {nearest(hollow, names)}")
         return cuts[names.index(hollow)]
     return min(cuts, key=lambda cut: abs(cut.fraction - hollow))
 

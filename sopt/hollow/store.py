@@ -153,7 +153,9 @@ def _check_header(path: Path, header: bytes, identity: Mapping[str, str]) -> Non
         with path.open("rb") as file:
             known = json.loads(file.read(8 + length)[8:])["__metadata__"]
     except (ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
-        raise InputError(f"{path} is not a store of activations, or is damaged; {remedy}") from error
+        raise InputError(
+            f"{path} is not a store of activations, or is damaged; {remedy}"
+        ) from error
     for name, value in identity.items():
         if known.get(name) != value:
             raise InputError(

@@ -112,9 +112,7 @@ def draw_weights(network: nn.Module, component: str, dtype: torch.dtype, seed: i
     return materialize(network, draw)
 
 
-def _draw(
-    component: str, parts: dict[str, nn.Module], seed: int, name: str, out: Tensor
-) -> Tensor:
+def _draw(component: str, parts: dict[str, nn.Module], seed: int, name: str, out: Tensor) -> Tensor:
     """Fill ``out`` with the weight ``name``."""
     path, _, leaf = name.rpartition(".")
     if std := _std(parts[path], path, out):

@@ -169,4 +169,3 @@ class UnitNetwork:
             # Before any of the unit's own nodes: some read their weights without having saved them.
             result.register_hook(lambda _: self.weights.visit(position, before))
         state.hidden = result
-

@@ -21,9 +21,7 @@ _SKIPS = 104 * 2**20
 class Together:
     """Evaluates losses for :func:`~sopt.steps.zeroth_order.zeroth_order_step_together`."""
 
-    def __init__(
-        self, network: UnitNetwork, adapter: Mapping[str, Tensor], model: Model
-    ) -> None:
+    def __init__(self, network: UnitNetwork, adapter: Mapping[str, Tensor], model: Model) -> None:
         self._network, self._model = network, model
         self._names = {
             unit.name: [
@@ -59,9 +57,7 @@ class Together:
                 first: int = first,
                 size: int = size,
             ) -> list[Tensor]:
-                inputs = Inputs(
-                    sample, timestep, encoder_hidden_states, added_cond_kwargs, central
-                )
+                inputs = Inputs(sample, timestep, encoder_hidden_states, added_cond_kwargs, central)
 
                 def prepare(number: int, unit: Unit) -> None:
                     if names := self._names[unit.name]:
@@ -69,7 +65,5 @@ class Together:
 
                 return self._network.predict_each([inputs] * size, prepare)
 
-            losses += diffusion_losses(
-                predict, self._network.dtype, scheduler, sample, **weighting
-            )
+            losses += diffusion_losses(predict, self._network.dtype, scheduler, sample, **weighting)
         return losses

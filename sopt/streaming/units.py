@@ -89,7 +89,7 @@ def list_units(unet: Any) -> list[Unit]:
 def own_tensors(
     network: nn.Module, paths: Iterable[str]
 ) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    """All parameters and buffers of some modules: name in the network, owner, name there, tensor."""
+    """Parameters and buffers of some modules: name in the network, owner, name there, tensor."""
     for path in paths:
         for inner, owner in network.get_submodule(path).named_modules(prefix=path):
             for leaf, tensor in (*owner._parameters.items(), *owner._buffers.items()):
@@ -178,9 +178,7 @@ def _channels_last(x: Tensor) -> Tensor:
 
 def _time(unet: Any) -> Unit:
     names = ("time_embedding", "add_embedding")
-    return Unit(
-        "time_embedding", Kind.TIME, tuple(n for n in names if _child(unet, n) is not None)
-    )
+    return Unit("time_embedding", Kind.TIME, tuple(n for n in names if _child(unet, n) is not None))
 
 
 def _stage(block: Any, path: str, j: int, pops: bool = False, pushes: bool = False) -> list[Unit]:
