@@ -53,13 +53,12 @@ class Training:
         self._cache = build_cache(model, pictures, sides(config), dtype, memory, stream, tiled)
         self._hollow: Hollow | None = None
         self._weights: str | None = None  # fingerprint, where it is not taken from self._unet
-        if stream or config.hollow is not None:
+        if folder is not None and (stream or config.hollow is not None):
             with memory.phase("load"):
                 self._weights = network_fingerprint(model, dtype, memory.device)
         if config.hollow is not None:
-            assert self._weights is not None
             place = None if folder is None else folder()
-            self._hollow = Hollow(config, model, self._cache, memory, self._weights, place)
+            self._hollow = Hollow(config, model, self._cache, memory, str(self._weights), place)
         with memory.phase("load"):
             unet, self._network = self._open(model, dtype, memory.device)
             self.adapter = inject_lora(unet, config.rank, config.seed)

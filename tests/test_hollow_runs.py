@@ -267,13 +267,13 @@ def test_a_store_is_a_safetensors_file_that_is_mapped(tmp_path):
         assert memory.peaks["read"] == 12 * 4  # the entry alone counts, not the file
 
 
-@pytest.mark.parametrize("size", [1, 60, 300])
+@pytest.mark.parametrize("size", [1, 60, 250])
 def test_a_store_that_was_cut_short_goes_on(tmp_path, size):
     whole = filled(tmp_path / "a", {"seed": "1"})
     os.truncate(tmp_path / "a", len(whole) - size)
     store = Store(tmp_path / "a", SHAPES, torch.float32, {"seed": "1"})
     lost = -(-size // 48)
-    assert store.missing() == list(SHAPES)[-lost:] if lost <= 5 else list(SHAPES)
+    assert store.missing() == list(SHAPES)[-min(lost, 5) :]
     assert filled(tmp_path / "a", {"seed": "1"}) == whole
 
 

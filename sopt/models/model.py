@@ -110,7 +110,8 @@ class Model:
 
     def skeleton(self, component: str, dropped: Sequence[str] = ()) -> Any:
         """The network on the meta device, frozen and in eval mode: no weight is in memory."""
-        network = build_on_meta(self.kind, component, self.configs[component])
+        with _disable_current_modes():  # in a simulation too
+            network = build_on_meta(self.kind, component, self.configs[component])
         remove_submodules(network, dropped)
         return network.eval().requires_grad_(False)
 
