@@ -66,7 +66,9 @@ class Training:
         forget_inputs_of_frozen_convolutions(unet)
         if config.checkpointing and self._network is None:
             unet.enable_gradient_checkpointing()
-        self._together = Together(self._network, self.adapter, model) if stream else None
+        self._together: Together | None = None
+        if stream and self._network is not None:
+            self._together = Together(self._network, self.adapter, model)
         self.optimizer = torch.optim.AdamW(self.adapter.values(), lr=config.lr)
         self._unet = unet
         self._scheduler = model.noise_scheduler()

@@ -51,11 +51,13 @@ def losses(run):
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     "more",
-    [{}, {"hollow": "a10"}, {"weights": "bfloat16"}],
-    ids=["whole", "hollow", "bfloat16"],
+    [{}, {"hollow": "a10", "prior_prompt": "a dog"}, {"weights": "bfloat16"}],
+    ids=["whole", "hollow-prior", "bfloat16"],
 )
 def test_a_streamed_run_has_the_losses_and_the_bytes_of_a_resident_one(settings, tmp_path, more):
     settings |= more
+    if "prior_prompt" in more:
+        settings["prior_images"] = settings["images"]
     resident = sopt.train(**settings | {"vae_tiles": True})
     streamed = sopt.train(**settings | {"output": str(tmp_path / "s"), "offload": "stream"})
     assert {entry["branch"] for entry in resident.history} == {"bp", "zo"}

@@ -82,14 +82,16 @@ def open_store(
     Args:
         weights: Fingerprint of the U-Net.
     """
-    shapes = {each.name: central_shape(model, cut, each.side) for each in entries}
+    sides = sorted({each.side for each in entries})
+    shape_at = {side: central_shape(model, cut, side) for side in sides}
+    shapes = {each.name: shape_at[each.side] for each in entries}
     identity = {
         "format": "pt",
         "cut": cut.name,
         "model": weights,
         "weights": str(config.weights),
         "seed": str(config.seed),
-        "resolution": " ".join(str(side) for side in sorted({each.side for each in entries})),
+        "resolution": " ".join(map(str, sides)),
         "prompt": _digest(x.tokens for x in cache.prompts.values()),
         "pictures": _digest(x.mean for side in sorted(cache.encoded) for x in cache.encoded[side]),
     }

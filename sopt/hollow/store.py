@@ -71,8 +71,7 @@ class Store:
             write_bytes(path, header)
         self._descriptor = os.open(path, os.O_RDWR)
         try:
-            # Blocks that are there already stay as they are.
-            os.posix_fallocate(self._descriptor, 0, self.bytes)
+            _reserve(self._descriptor, self.bytes)
         except OSError as error:
             os.close(self._descriptor)
             if error.errno == errno.ENOSPC:
@@ -171,6 +170,15 @@ def _check_space(path: Path, size: int) -> None:
         folder = folder.parent
     if shutil.disk_usage(folder).free < size:
         raise InputError(_no_space(path, size))
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Have the file this long, with room on the disk where the system can promise it; what is there
+    already stays."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.ftruncate(descriptor, size)
 
 
 def _no_space(path: Path, size: int) -> str:

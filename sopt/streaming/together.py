@@ -23,6 +23,7 @@ class Together:
 
     def __init__(self, network: UnitNetwork, adapter: Mapping[str, Tensor], model: Model) -> None:
         self._network, self._model = network, model
+        self._groups: dict[int, int] = {}  # by side
         self._names = {
             unit.name: [
                 name
@@ -41,9 +42,7 @@ class Together:
         write: Callable[[int, Sequence[str]], None],
     ) -> list[Tensor]:
         """The losses of ``count`` forwards on one sample; ``write`` puts their weights in place."""
-        side = sample.latents.shape[-1] * self._model.vae_factor
-        skips = skip_elements(self._model, side) * self._network.dtype.itemsize
-        group = max(2, _SKIPS // skips)
+        group = self._group(sample.latents.shape[-1] * self._model.vae_factor)
         losses: list[Tensor] = []
         for first in range(0, count, group):
             size = min(group, count - first)
@@ -67,3 +66,10 @@ class Together:
 
             losses += diffusion_losses(predict, self._network.dtype, scheduler, sample, **weighting)
         return losses
+
+    def _group(self, side: int) -> int:
+        """How many forwards on pictures of ``side`` pixels run side by side."""
+        if side not in self._groups:
+            skips = skip_elements(self._model, side) * self._network.dtype.itemsize
+            self._groups[side] = max(2, _SKIPS // skips)
+        return self._groups[side]
