@@ -6,7 +6,7 @@ Two accountings. The paper's, as reconstructed from its table (arXiv 2411.01179)
 in float32 at 512 pixels with AdamW and batch 1, no checkpointing, the U-Net alone in memory; the
 peaks of full fine-tuning, LoRA of rank 128 and of rank 1, and of the same LoRA on what the cut a8
 leaves, beside that of a forward pass. "plain" is autograd as it is, "ours" has frozen convolutions
-that keep no inputs. And ours: all phases of a run whose weights are read from the file, from
+that keep no inputs and gated layers that keep one tensor. And ours: all phases of a run whose weights are read from the file, from
 ``sopt.plan``.
 """
 
@@ -27,6 +27,7 @@ from sopt.hollow.cuts import Cut, cut_of
 from sopt.hollow.precompute import central_shape
 from sopt.memory import MemoryRecorder
 from sopt.models import Model, inject_lora, open_model
+from sopt.models.gates import recompute_gates
 from sopt.simulation import simulated, simulated_tensors
 from sopt.steps.backprop import backprop_step
 from sopt.steps.loss import Sample, diffusion_loss
@@ -67,6 +68,7 @@ def step_peak(
             )
         if ours:
             forget_inputs_of_frozen_convolutions(network.unet)
+            recompute_gates(network.unet)
         optimizer = torch.optim.AdamW(trained.values(), foreach=False)
         sample, scheduler = _sample(model, side, cut), model.noise_scheduler()
         with memory.phase("step"):

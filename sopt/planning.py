@@ -193,8 +193,10 @@ class _Simulation:
         assert config.resolution is not None
         found: dict[str, int] = {}
         key: tuple[Any, ...]
-        common = (config.weights, config.rank, config.hollow, config.hollow_dtype)
-        common += (config.offload, config.vae_tiles)
+        common = (
+            *(config.weights, config.rank, config.hollow, config.hollow_dtype),
+            *(config.offload, config.vae_tiles),
+        )
         one = config
         if config.offload == "none":
             one = replace(config, num_perturbations=1)  # the others repeat the first

@@ -20,6 +20,7 @@ from .hollow.training import Hollow
 from .memory import MemoryRecorder
 from .models import Model, inject_lora
 from .models.attention import use_forward_attention
+from .models.gates import recompute_gates
 from .steps.backprop import backprop_step
 from .steps.loss import Sample, diffusion_loss
 from .steps.seeds import Tag, seed64
@@ -64,6 +65,7 @@ class Training:
             self.adapter = inject_lora(unet, config.rank, config.seed)
         use_forward_attention(unet)
         forget_inputs_of_frozen_convolutions(unet)
+        recompute_gates(unet)
         if config.checkpointing and self._network is None:
             unet.enable_gradient_checkpointing()
         self._together: Together | None = None
@@ -72,7 +74,10 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.adapter.values(), lr=config.lr)
         self._unet = unet
         self._scheduler = model.noise_scheduler()
-        self._weighting = {"min_snr": config.min_snr, "prior_weight": config.prior_weight}
+        self._weighting: dict[str, Any] = {
+            "min_snr": config.min_snr,
+            "prior_weight": config.prior_weight,
+        }
         called = unet if self._network is None else self._network
         self._loss = partial(diffusion_loss, called, self._scheduler, **self._weighting)
 
