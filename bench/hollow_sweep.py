@@ -4,8 +4,8 @@
 
 For each subject: a ``backprop-high`` run on the whole network, and a ``hollowed`` one at each cut,
 of the demo's length and on the demo's pictures; subject score and prompt score as in the demo,
-drawn by two paths. The plot has the mean scores over the peak of the training steps. Also the seconds of a
-picture by one path and by two.
+drawn by two paths. The plot has the mean scores over the peak of the training steps. Also the
+seconds of a picture by one path and by two.
 """
 
 from __future__ import annotations

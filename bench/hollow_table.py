@@ -6,8 +6,8 @@ Two accountings. The paper's, as reconstructed from its table (arXiv 2411.01179)
 in float32 at 512 pixels with AdamW and batch 1, no checkpointing, the U-Net alone in memory; the
 peaks of full fine-tuning, LoRA of rank 128 and of rank 1, and of the same LoRA on what the cut a8
 leaves, beside that of a forward pass. "plain" is autograd as it is, "ours" has frozen convolutions
-that keep no inputs and gated layers that keep one tensor. And ours: all phases of a run whose weights are read from the file, from
-``sopt.plan``.
+that keep no inputs and gated layers that keep one tensor. And ours: all phases of a run whose
+weights are read from the file, from ``sopt.plan``.
 """
 
 from __future__ import annotations

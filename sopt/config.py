@@ -134,7 +134,7 @@ class TrainConfig:
         metadata=_help(
             "true has the VAE see the pictures in tiles of 256 pixels, and in bfloat16 where the "
             "weights have 16 bits: less memory, and latents that differ a little; "
-            "if not given, true for offload=stream"
+            "if not given, true for offload=stream and for a hollow"
         ),
     )
     checkpointing: bool | None = field(
@@ -283,9 +283,15 @@ class TrainConfig:
         return self.hollow_samples if shared else None
 
     @property
+    def lean(self) -> bool:
+        """Whether text encoders and the sampling U-Net are read piece by piece: with offload, and
+        with a hollow, whose steps take less than they do as a whole."""
+        return self.offload == "stream" or self.hollow is not None
+
+    @property
     def tiled(self) -> bool:
         """Whether the VAE sees pictures in tiles."""
-        return self.offload == "stream" if self.vae_tiles is None else self.vae_tiles
+        return self.lean if self.vae_tiles is None else self.vae_tiles
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values; pictures, pipelines and callables as descriptions."""

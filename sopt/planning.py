@@ -244,7 +244,7 @@ class _Simulation:
         with memory.phase("load"):
             cut = None if config.hollow is None else cut_of(config.hollow, self._model)
             hole = range(0) if cut is None else cut.hole
-            stream = config.offload == "stream"
+            stream = config.lean
             cpu = torch.device("cpu")
             unet = open_network(self._model, dtype, cpu, hole=hole, stream=stream).unet
             # As it is in memory while it is loaded: in its file's dtype and in the network's.

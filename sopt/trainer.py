@@ -91,7 +91,7 @@ def train(**settings: Any) -> Run:
             logger.info("the run in %s is finished already", folder.path)
             previous.check_weights(
                 network_fingerprint(model, weights, torch.device("cpu"))
-                if config.hollow is not None or config.offload == "stream"
+                if config.lean
                 else fingerprint(model.load("unet", weights))
             )
         else:
@@ -230,7 +230,7 @@ def _draw_samples(config: TrainConfig, folder: RunFolder) -> None:
             device=config.device,
             weights=config.weights,
             low_memory=True,
-            offload=config.offload,
+            offload="stream" if config.lean else "none",
         )
         write_bytes(path, png_bytes(picture))
 

@@ -51,10 +51,10 @@ class Training:
         dtype = getattr(torch, str(config.weights))
         stream = config.offload == "stream"
         tiled = bool(config.vae_tiles)
-        self._cache = build_cache(model, pictures, sides(config), dtype, memory, stream, tiled)
+        self._cache = build_cache(model, pictures, sides(config), dtype, memory, config.lean, tiled)
         self._hollow: Hollow | None = None
         self._weights: str | None = None  # fingerprint, where it is not taken from self._unet
-        if folder is not None and (stream or config.hollow is not None):
+        if folder is not None and config.lean:
             with memory.phase("load"):
                 self._weights = network_fingerprint(model, dtype, memory.device)
         if config.hollow is not None:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 # What one visit of a unit serves, so that weights are read less often: samples, and bytes of their
 # hidden states together.
-MOST = 16
+MOST = 8
 _CHUNK_BYTES = 2**25
 
 
