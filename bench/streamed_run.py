@@ -119,6 +119,8 @@ def main() -> None:
                 "prompt": "a sks dog",
                 "output": str(Path(work) / offload),
                 "schedule": 0.5,
+                "seed": 6,  # the steps are bp, zo, bp, zo, ...
+                "samples": False,  # 25 more forwards of each run; `sopt plan` has their peak
                 "steps": arguments.steps,
                 "num_perturbations": arguments.num_perturbations,
                 "resolution": arguments.resolution,
