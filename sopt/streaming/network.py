@@ -146,25 +146,30 @@ class UnitNetwork:
         if unit.kind is Kind.TIME:
             state.embedding = embed(self.unet, state)
             return
-        other = state.skips.pop() if unit.pops else None
+        given = [state.hidden]
         if unit.opens:
             state.residual = state.hidden
+        if unit.pops:
+            given.append(state.skips.pop())
         if unit.closes:
-            other, state.residual = state.residual, None
+            assert state.residual is not None
+            given.append(state.residual)
+            state.residual = None
         size = state.skips[-1].shape[2:] if unit.kind is Kind.UP and state.resizes else None
-
-        def forward(hidden: Tensor, other: Tensor | None) -> Tensor:
-            self.weights.visit(position, before if recomputing else following)
-            return compute(self.unet, unit, hidden, other, state_embedding, text, size)
-
-        recomputing, state_embedding, text = False, state.embedding, state.text
+        embedding, text = state.embedding, state.text
         if not (self.checkpointing and torch.is_grad_enabled()):
-            state.hidden = forward(state.hidden, other)
+            del state.hidden  # nobody but compute holds it then
+            state.hidden = compute(self.unet, unit, given, embedding, text, size)
             return
-        result = checkpoint(
-            forward, state.hidden, other, use_reentrant=False, preserve_rng_state=False
-        )
-        recomputing = True
+        next_visited = [following]
+
+        def forward(*given: Tensor) -> Tensor:
+            self.weights.visit(position, next_visited[0])
+            return compute(self.unet, unit, list(given), embedding, text, size)
+
+        result = checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False)
+        if before is not None:
+            next_visited[0] = before  # from now on it runs in the backward pass
         if result.requires_grad:
             # Before any of the unit's own nodes: some read their weights without having saved them.
             result.register_hook(lambda _: self.weights.visit(position, before))

@@ -119,8 +119,7 @@ def embed(unet: Any, state: State) -> Tensor:
 def compute(
     unet: Any,
     unit: Unit,
-    hidden: Tensor,
-    other: Tensor | None,
+    given: list[Tensor],
     embedding: Tensor | None,
     text: Tensor,
     size: torch.Size | None,
@@ -128,31 +127,36 @@ def compute(
     """The hidden state after any unit but that of the timestep.
 
     Args:
-        other: The skip where the unit pops one; the transformer's input where it closes one.
+        given: The hidden state before it; and the skip where the unit pops one, or the
+            transformer's input where it closes one. Emptied: what nobody else holds is freed as
+            soon as it was used.
         size: Of an upsampler's output, where the sides do not say it.
     """
     module = unet.get_submodule(unit.name)
     match unit.kind:
         case Kind.RESNET:
-            if other is not None:
-                hidden = torch.cat([hidden, other], dim=1)
+            hidden = torch.cat(given, dim=1) if unit.pops else given[0]
+            given.clear()
             return module(hidden, embedding)
         case Kind.LAYER:
+            hidden = given.pop(0)
             whole = unet.get_submodule(unit.transformer)
             if unit.opens:
                 hidden = _to_tokens(whole, hidden)
             hidden = module(hidden, encoder_hidden_states=text)
-            if other is not None:
-                hidden = _from_tokens(whole, hidden, other.shape) + other
+            if unit.closes:
+                residual = given.pop()
+                hidden = _from_tokens(whole, hidden, residual.shape) + residual
             return hidden
         case Kind.UP:
-            return module(hidden, size)
+            return module(given.pop(), size)
         case Kind.LAST:
+            hidden = given.pop()
             if unet.conv_norm_out is not None:
                 hidden = unet.conv_act(unet.conv_norm_out(hidden))
             return module(hidden)
         case _:
-            return module(hidden)
+            return module(given.pop())
 
 
 def _to_tokens(transformer: Any, x: Tensor) -> Tensor:
