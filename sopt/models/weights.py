@@ -115,7 +115,7 @@ class TensorFiles:
     """
 
     def __init__(self, network: nn.Module, files: Sequence[Path]) -> None:
-        expected = dict(network.named_parameters())
+        expected = network.state_dict()
         self._entries: dict[str, tuple[Path, int, Any]] = {}
         for path in files:
             start, entries = _header(path)
