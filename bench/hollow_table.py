@@ -110,10 +110,10 @@ def rows_of(family: str) -> dict[str, Any]:
     side = 1024 if model.takes_sizes else SIDE
     a8 = cut_of("a8", model)
     found: dict[str, Any] = {"model": family, "side": side, "fraction": a8.fraction}
-    inference = inference_peak(model, side)
+    inference, full = inference_peak(model, side), step_peak(model, side, rank=None)
     for name, ours in (("plain", False), ("ours", True)):
         found[name] = {
-            "full fine-tuning": step_peak(model, side, rank=None),
+            "full fine-tuning": full,
             "lora r=128": step_peak(model, side, rank=128, ours=ours),
             "lora r=1": step_peak(model, side, rank=1, ours=ours),
             "hollowed a8 r=128": step_peak(model, side, rank=128, cut=a8, ours=ours),
