@@ -66,6 +66,8 @@ def write_folder(name: str, folder: Path, dtype: torch.dtype) -> None:
 
 def run(settings: dict[str, Any]) -> dict[str, Any]:
     """Train; what was seen meanwhile."""
+    from sopt import drawing, trainer  # noqa: F401  what is imported does not count
+
     started = anonymous_resident_bytes() or 0
     peak, ended = [started], threading.Event()
 

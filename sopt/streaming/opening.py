@@ -17,6 +17,8 @@ from .network import UnitNetwork
 from .reader import Reader
 from .units import Unit, list_units
 
+_PIECE = 1 << 20  # elements looked at together: the check makes copies of them
+
 
 def units_of(model: Model) -> list[Unit]:
     """The units of the model's U-Net."""
@@ -128,8 +130,11 @@ def _load(network: nn.Module, source: Source, dtype: torch.dtype, device: torch.
 
 
 def _check_finite(model: Model, name: str, weight: Tensor) -> None:
-    if weight.is_floating_point() and not torch.isfinite(weight).all():
-        raise InputError(
-            f"model {model.name!r}: the weights must be finite, "
-            f"but {name} of its unet has NaN or infinite values"
-        )
+    if not weight.is_floating_point():
+        return
+    for piece in weight.view(-1).split(_PIECE):
+        if not torch.isfinite(piece).all():
+            raise InputError(
+                f"model {model.name!r}: the weights must be finite, "
+                f"but {name} of its unet has NaN or infinite values"
+            )
