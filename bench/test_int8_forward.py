@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from sopt.models.attention import use_forward_attention
 from torch.nn.functional import conv2d, linear
 
 from sopt.models import open_model
+from sopt.models.forwards import speed_up_forwards
 from sopt.quantization import quantize
 from sopt_kernels import _native, int8_conv2d, int8_linear
 
@@ -114,7 +114,7 @@ def test_forward_of_sd15(benchmark, large):
     for name in ("plain", "own bf16", "int8", "weight-only"):
         unet = model.load("unet", torch.bfloat16)
         if name != "plain":
-            use_forward_attention(unet)
+            speed_up_forwards(unet)
         if name in ("int8", "weight-only"):
             quantize(unet, "int8" if name == "int8" else "float")
         calls[name] = partial(unet, x, t, text)

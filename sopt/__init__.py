@@ -14,14 +14,25 @@ from typing import TYPE_CHECKING, Any
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from . import optim, tiny
+    from . import hollow, optim, tiny
     from .optim import replay
     from .planning import plan
     from .quantization import quantize
     from .sampling import generate
     from .trainer import Run, train
 
-__all__ = ["InputError", "Run", "generate", "optim", "plan", "quantize", "replay", "tiny", "train"]
+__all__ = [
+    "InputError",
+    "Run",
+    "generate",
+    "hollow",
+    "optim",
+    "plan",
+    "quantize",
+    "replay",
+    "tiny",
+    "train",
+]
 
 # Imported at first use: torch and diffusers take seconds, `import sopt` and `sopt --help` do not.
 _MODULE_OF = {
@@ -35,7 +46,7 @@ _MODULE_OF = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("optim", "tiny"):
+    if name in ("hollow", "optim", "tiny"):
         return importlib.import_module(f".{name}", __name__)
     if name in _MODULE_OF:
         return getattr(importlib.import_module(_MODULE_OF[name], __name__), name)

@@ -139,7 +139,7 @@ def test_bad_files(micro_model, tmp_path):
         load_quantized(made("unet"), file)
     unet = micro_model.load("unet", BFLOAT16)
     save_quantized(unet, file)
-    with pytest.raises(InputError, match="is of another model: .* and in this one"):
+    with pytest.raises(InputError, match=r"is of another model: .* and in this one"):
         load_quantized(made("vae"), file)
     unet.conv_in.scales[1] = float("nan")
     save_quantized(unet, file)
@@ -160,7 +160,7 @@ def test_bad_networks_are_left_as_they_were():
     for odd in ({"groups": 2}, {"dilation": 2}, {"stride": (1, 2)}, {"padding": "same"}):
         with pytest.raises(InputError, match="must be a convolution of one group"):
             quantize(nn.Sequential(nn.Conv2d(4, 4, 3, **odd)))
-    with pytest.raises(InputError, match="activations must be one of .* got 'int4'"):
+    with pytest.raises(InputError, match=r"activations must be one of .* got 'int4'"):
         quantize(network, "int4")
 
 
