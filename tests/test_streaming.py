@@ -1,11 +1,13 @@
 """U-Nets run unit by unit: the bits of the plain forward, with few weights in memory."""
 
 import functools
+import os
 
 import pytest
 import torch
-from pipelines import family_pipeline, micro_pipeline
+from pipelines import family_pipeline, micro_pipeline, save_micro_pipeline
 
+from sopt import InputError
 from sopt.checkpoint import fingerprint
 from sopt.frozen import forget_inputs_of_frozen_convolutions
 from sopt.models import inject_lora, open_model
@@ -149,3 +151,21 @@ def test_the_fingerprint_read_by_units_is_that_of_the_network(name):
     for dtype in (torch.float32, torch.bfloat16):
         expected = fingerprint(model.load("unet", dtype))
         assert network_fingerprint(model, dtype, torch.device("cpu")) == expected
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+    pipeline = micro_pipeline()
+    pipeline.unet.up_blocks[0].resnets[0].conv1.weight.data[0, 0, 0, 0] = float("inf")
+    pipeline.save_pretrained(tmp_path)
+    message = "up_blocks.0.resnets.0.conv1.weight of its unet has NaN or infinite values"
+    with pytest.raises(InputError, match=message):
+        network_fingerprint(open_model(tmp_path), torch.float32, torch.device("cpu"))
+
+
+def test_a_file_that_shrinks_meanwhile_stops_the_run(tmp_path):
+    model = open_model(save_micro_pipeline(tmp_path))
+    network, _ = streamed_network(model)
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(InputError, match="was cut off while it was in use"), torch.no_grad():
+        network(**inputs_of(model))
