@@ -20,14 +20,23 @@ from test_streaming import inputs_of, open_reduced, randomize
 
 import sopt
 from sopt import InputError
+from sopt.cache import build_cache
+from sopt.config import TrainConfig
+from sopt.data import load_pictures
 from sopt.hollow.cuts import cut_of
 from sopt.hollow.inference import two_paths
+from sopt.hollow.precompute import Entry
 from sopt.hollow.store import Store
 from sopt.memory import MemoryRecorder
 from sopt.models import inject_lora, open_model
+from sopt.models.storage import Int8Storage
 from sopt.models.weights import TensorFiles
+from sopt.planning import _allowed
+from sopt.resolution import resolve
+from sopt.steps.loss import unet_inputs
 from sopt.streaming import Reader, UnitNetwork, open_network, units_of
 from sopt.streaming.network import Inputs
+from sopt.training import sides
 
 CPU = torch.device("cpu")
 ACTIVATIONS = "activations.safetensors"
@@ -235,6 +244,7 @@ def stored():
         ({"resolution": 64}, "resolution"),
         ({"prompt": "a zwx dog"}, "prompt"),
         ({"weights": "bfloat16", "hollow_dtype": "float32"}, "model"),
+        ({"min_timestep": 1}, "timesteps"),
         ({"images": "other"}, "pictures"),
     ],
 )
@@ -316,6 +326,9 @@ def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path, monkeypatch):
     assert not (tmp_path / "c").exists()
 
 
+TOKEN = {"train": "token", "token": "<dog>", "initializer": "a", "prompt": "a <dog>"}
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [
@@ -326,12 +339,81 @@ def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path, monkeypatch):
         ({"hollow_samples": 5}, "hollow_samples=5 does not go without hollow"),
         ({"offload": "disk"}, "unknown offload 'disk'"),
         ({"offload": "stream", "checkpointing": False}, "checkpointing=False does not go with"),
+        ({"offload": "stream", "weights": "int8"}, "weights='int8' does not go with offload='str"),
+        ({"hollow": "a11", "hollow_dtype": "int8"}, "unknown hollow_dtype 'int8'"),
+        (TOKEN | {"hollow": 0.2}, "hollow=0.2 does not go with train='token'"),
+        (TOKEN | {"method": "hollowed", "schedule": 0.0}, "hollow='a8' does not go with train='t"),
+        (TOKEN | {"offload": "stream"}, "offload='stream' does not go with train='token'"),
     ],
 )
 def test_wrong_settings_are_refused_before_any_work(settings, wrong, message):
     with pytest.raises(InputError, match=message):
         sopt.train(**settings | wrong)
     assert not Path(settings["output"]).exists()
+
+
+def test_int8_weights_are_not_streamed_nor_proposed_to_be(settings):
+    with pytest.raises(InputError, match="weights='int8' does not go with offload='stream'"):
+        sopt.generate(prompt="a dog", weights="int8", offload="stream")
+    with pytest.raises(InputError, match="weights='int8' does not go with offload='stream'"):
+        sopt.plan(settings["model"], weights="int8", offload="stream")
+    for more, streams in (({"weights": "int8"}, False), ({}, True), (TOKEN, False)):
+        config = TrainConfig.create(**settings | more)
+        allowed = _allowed(config, {"offload": "stream", "checkpointing": True})
+        assert (allowed is not None) == streams, more
+        if allowed is not None:
+            assert allowed.offload == "stream"
+
+
+def test_what_is_left_has_the_int8_weights_of_the_whole_network(settings):
+    model, storage = open_model(settings["model"]), Int8Storage(torch.bfloat16)
+    whole = model.load("unet", storage).state_dict()
+    left = open_network(model, storage, CPU, hole=cut_of("a11", model).hole).unet.state_dict()
+    assert {name for name in whole if not name.startswith("mid_block.")} == set(left)
+    assert sum(tensor.dtype == torch.int8 for tensor in left.values()) > 50
+    for name, tensor in left.items():
+        assert tensor.dtype == whole[name].dtype, name
+        assert torch.equal(tensor, whole[name]), name
+
+
+def test_a_hollow_goes_with_int8_weights(hollowed):
+    known = {"hollow": "a11", "method": "backprop-low", "checkpointing": True}
+    peaks = [
+        sopt.plan(hollowed["model"], weights=weights, **known)[0].phases["train-bp"]
+        for weights in ("int8", "bfloat16")
+    ]
+    assert peaks[0] < peaks[1]
+    exact = sopt.train(**hollowed | {"output": f"{hollowed['output']}-exact"})
+    hollowed |= {"weights": "int8", "samples": True}
+    run = sopt.train(**hollowed)
+    assert {entry["branch"] for entry in run.history} == {"bp", "zo"}
+    for loss, expected in zip(losses(run), losses(exact), strict=True):
+        assert loss == pytest.approx(expected, rel=0.05)  # two roundings to 8 bits in each layer
+    assert losses(run) != losses(exact)
+    before, after = ((run.output / "samples" / f"{name}.png") for name in ("before", "after"))
+    assert before.read_bytes() != after.read_bytes()
+    assert sopt.train(**hollowed).history == run.history
+
+
+@pytest.mark.usefixtures("quick")
+def test_stage_1_knows_the_timesteps_that_steps_draw_from(hollowed):
+    run = sopt.train(**hollowed | {"min_timestep": 500, "max_timestep": 520})
+    assert all(500 <= entry["timestep"] <= 520 for entry in run.history)
+    model = open_model(hollowed["model"])
+    stored = load_file(run.output / ACTIVATIONS)
+    config = resolve(run.config, model)
+    pictures = load_pictures(config.images, config.prompt)
+    cut, entry = cut_of("a11", model), Entry(1, config.low_resolution)
+    assert entry.name in stored
+    with MemoryRecorder(CPU, found=False) as memory:
+        dtype = getattr(torch, config.weights)
+        cache = build_cache(model, pictures, sides(config), dtype, memory, tiled=True)
+    network = open_network(model, dtype, CPU)
+    sample = cache.draw(config.seed, 1, run.history[0]["timestep"], entry.side)
+    inputs = Inputs(*unet_inputs(model.noise_scheduler(), sample, dtype).values())
+    with torch.no_grad():
+        (state,) = network.run([inputs], range(cut.hole.stop), kept=cut.hole)
+    assert torch.allclose(stored[entry.name].float(), state.hidden.float(), rtol=2e-2, atol=1e-2)
 
 
 # One process imports everything, then forks a child for each run.
