@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from . import optim, tiny
+    from . import hollow, optim, tiny
     from .evaluation.benchmarking import benchmark
     from .evaluation.evaluating import evaluate
     from .optim import replay
@@ -29,6 +29,7 @@ __all__ = [
     "benchmark",
     "evaluate",
     "generate",
+    "hollow",
     "optim",
     "plan",
     "quantize",
@@ -51,7 +52,7 @@ _MODULE_OF = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("optim", "tiny"):
+    if name in ("hollow", "optim", "tiny"):
         return importlib.import_module(f".{name}", __name__)
     if name in _MODULE_OF:
         return getattr(importlib.import_module(_MODULE_OF[name], __name__), name)

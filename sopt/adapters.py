@@ -33,7 +33,8 @@ def save_adapter(config: TrainConfig, model: Model, adapter: Mapping[str, Tensor
         return
     assert config.resolution is not None
     diffusers, kohya = adapter_files(config, model)
-    save_diffusers_lora(diffusers, adapter, config.rank, config.rank, LORA_TARGETS)
+    cut = None if config.hollow is None else str(config.hollow)
+    save_diffusers_lora(diffusers, adapter, config.rank, config.rank, LORA_TARGETS, cut)
     save_kohya_lora(
         kohya,
         adapter,
@@ -43,4 +44,5 @@ def save_adapter(config: TrainConfig, model: Model, adapter: Mapping[str, Tensor
         resolution=config.resolution,
         prediction_type=model.prediction_type,
         cross_attention_dim=model.configs["unet"]["cross_attention_dim"],
+        cut=cut,
     )

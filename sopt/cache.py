@@ -12,10 +12,12 @@ from .data import Picture, square_crop, to_pixels, weighted_index
 from .memory import MemoryRecorder
 from .models import Model
 from .models.conditioning import Prompt, encode_prompts, time_ids
-from .models.storage import Storage
+from .models.storage import Storage, float_dtype
 from .steps.loss import Sample
 from .steps.seeds import Tag, integer, noise, seed64
+from .streaming import open_text_encoder
 
+TILE = 256  # side, in pixels, of the tiles that the VAE sees where it is tiled
 VAE_DECODER = ("decoder", "post_quant_conv")  # not needed for encoding
 
 
@@ -103,6 +105,8 @@ def build_cache(
     memory: MemoryRecorder,
     *,
     captions: bool = True,
+    stream: bool = False,
+    tiled: bool = False,
 ) -> Cache:
     """Encode the captions, then the pictures at each side; no encoder stays in memory.
 
@@ -110,24 +114,39 @@ def build_cache(
         captions: Whether the captions are encoded, or the pictures alone.
         dtype: Of the text encoders' weights. The VAE's are float32: SDXL's overflows in float16,
             and in bfloat16 its latents are off by more than a photo's noise.
+        stream: The text encoders' weights stay in their files.
+        tiled: The VAE sees pictures in overlapping tiles, and in bfloat16 if ``dtype`` has 16 bits.
     """
     texts = dict.fromkeys(picture.caption for picture in pictures) if captions else {}
-    prompts = encode_prompts(model, list(texts), dtype, memory) if texts else {}
-    return Cache(pictures, prompts, _encode_pictures(model, pictures, sides, memory))
+    load = open_text_encoder if stream else Model.load
+    prompts = encode_prompts(model, list(texts), dtype, memory, load) if texts else {}
+    vae_dtype = torch.bfloat16 if tiled and float_dtype(dtype).itemsize == 2 else torch.float32
+    encoded = _encode_pictures(model, pictures, sides, memory, vae_dtype, tiled)
+    return Cache(pictures, prompts, encoded)
 
 
 @torch.no_grad()
 def _encode_pictures(
-    model: Model, pictures: Sequence[Picture], sides: Sequence[int], memory: MemoryRecorder
+    model: Model,
+    pictures: Sequence[Picture],
+    sides: Sequence[int],
+    memory: MemoryRecorder,
+    dtype: torch.dtype,
+    tiled: bool,
 ) -> dict[int, list[EncodedPicture]]:
     with memory.phase("load"):
-        vae = model.load("vae", device=memory.device, dropped=VAE_DECODER)
+        vae = model.load("vae", dtype, memory.device, dropped=VAE_DECODER)
+        if tiled:
+            vae.enable_tiling()
+            vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // model.vae_factor
     encoded: dict[int, list[EncodedPicture]] = {side: [] for side in sides}
     with memory.phase("cache"):
         for picture in pictures:
             image = picture.image
             for side in sides:
-                posterior = vae.encode(to_pixels(image, side).to(memory.device)).latent_dist
+                pixels = to_pixels(image, side).to(memory.device, dtype)
+                posterior = vae.encode(pixels).latent_dist
+                del pixels
                 sizes = None
                 if model.takes_sizes:
                     left, top, edge = square_crop(image)
@@ -135,8 +154,9 @@ def _encode_pictures(
                     sizes = time_ids((image.height, image.width), crop, side).to(memory.device)
                 encoded[side].append(
                     EncodedPicture(
-                        mean=posterior.mean.clone(),  # half of a tensor that would stay alive
-                        std=posterior.std,
+                        # A copy: the mean is half of a tensor that would stay alive.
+                        mean=posterior.mean.to(torch.float32, copy=True),
+                        std=posterior.std.float(),
                         scaling_factor=vae.config.scaling_factor,
                         time_ids=sizes,
                     )

@@ -114,17 +114,32 @@ def fingerprint(*networks: torch.nn.Module) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for network in networks:
-        weights = {
-            name.replace(".base_layer.", ".").replace(".table.", "."): weight
-            for name, weight in chain(network.named_parameters(), network.named_buffers())
-            if not weight.requires_grad
-        }
-        for name, weight in sorted(weights.items()):
-            digest.update(f"{name} {tuple(weight.shape)}\n".encode())
-            chosen = torch.arange(0, weight.numel(), max(1, weight.numel() // SAMPLED))
-            values = weight.detach()[torch.unravel_index(chosen.to(weight.device), weight.shape)]
-            digest.update(values.float().cpu().numpy().tobytes())
+        weights = Fingerprint()
+        for name, weight in chain(network.named_parameters(), network.named_buffers()):
+            if not weight.requires_grad:
+                weights.add(name.replace(".base_layer.", ".").replace(".table.", "."), weight)
+        digest.update(weights.content())
     return digest.hexdigest()
+
+
+class Fingerprint:
+    """The :func:`fingerprint` of one network, whose weights come one at a time, in any order."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, bytes] = {}
+
+    def add(self, name: str, weight: Tensor) -> None:
+        chosen = torch.arange(0, weight.numel(), max(1, weight.numel() // SAMPLED))
+        values = weight.detach()[torch.unravel_index(chosen.to(weight.device), weight.shape)]
+        shape = f"{name} {tuple(weight.shape)}\n".encode()
+        self._parts[name] = shape + values.float().cpu().numpy().tobytes()
+
+    def content(self) -> bytes:
+        """What is said of the weights so far."""
+        return b"".join(part for _, part in sorted(self._parts.items()))
+
+    def hexdigest(self) -> str:
+        return hashlib.blake2b(self.content(), digest_size=16).hexdigest()
 
 
 def optimizer_state(

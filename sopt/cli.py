@@ -39,6 +39,8 @@ GENERATE_HELP = {
     "device": "where to draw: cpu, cuda; the GPU if there is one, if not given",
     "weights": "dtype of text encoders and U-Net: float32, bfloat16, float16, or int8",
     "low_memory": "true: halves of guidance one after the other, and large pictures in tiles",
+    "offload": "stream reads weights piece by piece: for models that do not fit in memory",
+    "two_paths": "false uses a hollowed adapter by one ordinary path: quicker, an approximation",
 }
 
 
@@ -134,14 +136,16 @@ def plan(options: dict[str, Any]) -> None:
     """Show what runs would take in memory, and which fit a budget; needs none of it."""
     figures_file = json_file(options)
 
+    from .planning import cuts_text, table
     from .planning import plan as predict
-    from .planning import table
 
     rows = predict(**options)
     write_json(figures_file, [row.to_dict() for row in rows])
     print("Peak memory of tensors, in MiB. The process takes at most 15 % and 120 MiB more than")
     print("that, on top of Python and its libraries.")
     print(table(rows))
+    cuts = cuts_text(options.get("model", "tiny"))
+    print(f"Cuts for hollow, with the share of the UNet that each leaves out: {cuts}")
 
 
 COMMANDS = {

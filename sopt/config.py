@@ -17,14 +17,10 @@ import yaml
 from . import checks
 from .budget import Budget
 from .errors import InputError, nearest
-from .token.settings import RULES, TokenSettings, check_token_settings, token_defaults
-
-METHODS = ("selective", "backprop-high", "backprop-low", "zeroth-order", "textual-inversion")
-TRAIN = ("lora", "token")
-SCHEDULES = ("dtap", "tap", "random", "reversed")
-NOISES = ("gaussian", "rademacher")
-RESUME = ("auto", "never")
-WEIGHTS = ("float32", "bfloat16", "float16", "int8")
+from .lean_settings import FLOATS, LeanSettings, check_lean_settings
+from .lean_settings import RULES as LEAN_RULES
+from .token.settings import RULES as TOKEN_RULES
+from .token.settings import TokenSettings, check_token_settings, token_defaults
 
 # The methods that are the selective trainer with a constant schedule, a resolution, or a token.
 _IMPLIED: dict[str, dict[str, Any]] = {
@@ -33,7 +29,22 @@ _IMPLIED: dict[str, dict[str, Any]] = {
     "backprop-low": {"schedule": 0.0},
     "zeroth-order": {"schedule": 1.0},
     "textual-inversion": {"schedule": 1.0, "train": "token"},
+    "hollowed": {"schedule": 0.0, "low_res_ratio": 1.0},
 }
+# What a method means where nothing else is said.
+_SUGGESTED: dict[str, dict[str, Any]] = {"hollowed": {"hollow": "a8"}}
+
+METHODS = tuple(_IMPLIED)
+SCHEDULES = ("dtap", "tap", "random", "reversed")
+NOISES = ("gaussian", "rademacher")
+WEIGHTS = (*FLOATS, "int8")
+_CHOICES = {
+    "method": METHODS,
+    "train": ("lora", "token"),
+    "noise": NOISES,
+    "resume": ("auto", "never"),
+}
+_RULES = LEAN_RULES | TOKEN_RULES
 
 # Settings that say where and when the files are written; no bit of the adapter depends on them.
 _WITHOUT_EFFECT_ON_BITS = (
@@ -42,6 +53,7 @@ _WITHOUT_EFFECT_ON_BITS = (
     "resume",
     "checkpointing",
     "memory_budget",
+    "offload",
     "samples",
 )
 
@@ -51,7 +63,7 @@ def _help(text: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class TrainConfig(TokenSettings):
+class TrainConfig(LeanSettings, TokenSettings):
     """The settings of a run; make one with :meth:`create`, which checks them.
 
     ``lr``, ``zo_lr``, ``eps`` and ``num_perturbations`` are not published for the method
@@ -226,8 +238,11 @@ class TrainConfig(TokenSettings):
                     f"{name}={settings[name]!r} does not go with method={method!r}, "
                     f"which means {name}={implied if isinstance(implied, str) else f'{implied:g}'}"
                 )
+        for name, suggested in _SUGGESTED.get(method, {}).items():
+            checked[name] = suggested if checked.get(name) is None else checked[name]
+        check_lean_settings(checked)
         if checked.get("train", "lora") == "token":
-            if method == "textual-inversion" and "int8" in WEIGHTS:
+            if method == "textual-inversion":
                 checked["weights"] = checked.get("weights") or "int8"
             checked = token_defaults(checked, family) | checked
         check_token_settings(checked)
@@ -252,6 +267,18 @@ class TrainConfig(TokenSettings):
         assert self.resolution is not None
         return round(self.resolution * self.low_res_ratio)
 
+    @property
+    def pool(self) -> int | None:
+        """Samples that the steps share; None where each has its own."""
+        shared = self.hollow_samples is not None and self.hollow_samples < self.steps
+        return self.hollow_samples if shared else None
+
+    @property
+    def timesteps(self) -> range:
+        """Those that steps draw from, once ``max_timestep`` is known."""
+        assert self.max_timestep is not None
+        return range(self.min_timestep, self.max_timestep + 1)
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values; pictures, pipelines and callables as descriptions."""
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
@@ -267,8 +294,8 @@ class TrainConfig(TokenSettings):
 
 def _checked(name: str, value: Any) -> Any:
     """``value`` in the type of the setting ``name``, or an InputError naming the rule."""
-    if name in RULES:
-        return RULES[name](value)
+    if name in _RULES:
+        return _RULES[name](value)
     match name:
         case "prior_images" | "prior_prompt" | "min_snr" if value is None:
             return None
@@ -282,18 +309,12 @@ def _checked(name: str, value: Any) -> Any:
             return str(value)
         case "model":
             return str(value) if isinstance(value, Path) else value
-        case "train":
-            return checks.choice(name, value, TRAIN)
         case "images" | "prior_images":
             if isinstance(value, (list, tuple)) and not value:
                 raise InputError(f"{name} must name at least one picture, got an empty list")
             return value
-        case "method":
-            return checks.choice(name, value, METHODS)
-        case "noise":
-            return checks.choice(name, value, NOISES)
-        case "resume":
-            return checks.choice(name, value, RESUME)
+        case "method" | "train" | "noise" | "resume":
+            return checks.choice(name, value, _CHOICES[name])
         case "steps" | "rank" | "num_perturbations" | "checkpoint_every":
             return checks.integer(name, value, 1, 2**32)
         case "seed":

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from .errors import InputError
-from .models.storage import INT8, Storage, storage_of
+from .models.storage import INT8, Storage, float_dtype, storage_of
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -60,6 +60,16 @@ def resolve_weights(name: str | None, device: str) -> str:
 def weight_storage(weights: str, device: str) -> Storage:
     """How networks store their weights: ``weights`` as :func:`resolve_weights` gave it."""
     return storage_of(weights, _has_bfloat16(device))
+
+
+def float_name(weights: str, device: str) -> str:
+    """The dtype of numbers that are not quantized, where ``weights`` may be int8.
+
+    Example:
+        >>> float_name("float32", "cpu")
+        'float32'
+    """
+    return str(float_dtype(weight_storage(weights, device))).removeprefix("torch.")
 
 
 def _has_bfloat16(device: str) -> bool:

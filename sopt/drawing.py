@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from .devices import resolve_device, resolve_weights, weight_storage
 from .errors import InputError
 from .files import load_tensors
+from .hollow.cuts import Cut, cut_of
+from .hollow.inference import cut_name, run_by_units
 from .models import Model, open_model
 from .models.adapter import load_adapter
 from .models.added_tokens import add_rows, add_tokens
 from .models.batches import take_one_at_a_time
 from .models.forwards import speed_up_forwards
-from .models.kinds import build_on_meta
-from .models.storage import Storage
+from .models.storage import Storage, float_dtype
+from .streaming import open_network, open_text_encoder
 from .token.files import LearnedToken, load_token
 
 TILE = 32  # side, in latent elements, of the tiles that large pictures are decoded in
@@ -42,18 +44,22 @@ def draw(
     device: str | None,
     weights: str | None,
     low_memory: bool,
+    offload: str,
+    two_paths: bool,
 ) -> list[Image.Image]:
     """As :func:`sopt.generate`, with the settings checked and the adapter's file found."""
     device = resolve_device(device)
     opened = open_model(model)
     side = _side(opened, resolution)
+    cut = None
     token = None if adapter is None else load_token(adapter)
     if adapter is not None and token is not None:
         _check_token(adapter, token, opened, adapter_scale)
         adapter = None
     if adapter is not None:
-        unet = build_on_meta(opened.kind, "unet", opened.configs["unet"])
-        _check_fit(adapter, unet)  # by the shapes alone, before anything is loaded
+        _check_fit(adapter, opened.skeleton("unet"))  # by the shapes alone, before any is loaded
+        name = cut_name(adapter) if two_paths else None
+        cut = None if name is None else cut_of(name, opened)
     stages = Stages(
         opened,
         weight_storage(resolve_weights(weights, device), device),
@@ -62,6 +68,8 @@ def draw(
         adapter=adapter,
         adapter_scale=adapter_scale,
         token=token,
+        stream=offload == "stream",
+        cut=cut,
     )
     texts = stages.encode(prompt, negative_prompt, guided=guidance > 1)
     batches = [seeds[i : i + batch_size] for i in range(0, len(seeds), batch_size)]
@@ -89,6 +97,8 @@ class Stages:
     adapter: Path | None = None
     adapter_scale: float = 1.0
     token: LearnedToken | None = None
+    stream: bool = False  # weights of text encoders and U-Net stay in their files, in floats
+    cut: Cut | None = None  # of an adapter that was trained hollowed, for two paths
 
     @torch.no_grad()
     def encode(
@@ -129,8 +139,9 @@ class Stages:
         """The latents of each batch of seeds, (batch, channels, height, width)."""
         unet = self._load("unet")
         if self.low_memory:
-            take_one_at_a_time(unet)
             speed_up_forwards(unet)
+        if self.low_memory and not self._by_units:
+            take_one_at_a_time(unet)
         pipeline = self.model.pipeline(unet=unet)
         return [
             pipeline(
@@ -149,16 +160,33 @@ class Stages:
     @torch.no_grad()
     def decode(self, latents: Sequence[Tensor]) -> Iterator[Tensor]:
         """The pixels of each batch, (batch, 3, side, side) float32 around [-1, 1]."""
-        vae = self.model.load("vae", device=self.device, dropped=VAE_ENCODER)
+        dtype = (
+            torch.bfloat16
+            if self.stream and float_dtype(self.dtype).itemsize == 2
+            else torch.float32
+        )
+        vae = self.model.load("vae", dtype, self.device, dropped=VAE_ENCODER)
         if self.low_memory:
             vae.enable_tiling()
             vae.tile_latent_min_size = TILE
             vae.tile_sample_min_size = TILE * self.model.vae_factor
         for batch in latents:
-            yield vae.decode(batch.float() / vae.config.scaling_factor, return_dict=False)[0]
+            scaled = (batch.float() / vae.config.scaling_factor).to(dtype)
+            yield vae.decode(scaled, return_dict=False)[0].float()
+
+    @property
+    def _by_units(self) -> bool:
+        return self.stream or self.cut is not None
 
     def _load(self, component: str) -> Any:
-        network = self.model.load(component, self.dtype, self.device)
+        if component == "unet" and self._by_units:
+            by_units = open_network(self.model, self.dtype, self.device, stream=self.stream)
+            network = by_units.unet
+            run_by_units(network, by_units.units, by_units.weights, self.cut, self.low_memory)
+        elif self.stream:
+            network = open_text_encoder(self.model, component, self.dtype, self.device)
+        else:
+            network = self.model.load(component, self.dtype, self.device)
         if self.adapter is not None:
             load_adapter(self.model, self.adapter, {component: network}, self.adapter_scale)
             network.to(self.device)  # the adapter

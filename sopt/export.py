@@ -13,6 +13,7 @@ from torch import Tensor
 from .files import save_tensors
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"  # the name load_lora_weights looks for
+HOLLOW_KEY = "sopt_hollow"  # in the metadata of an adapter trained on a hollowed U-Net
 SD2_CROSS_ATTENTION_DIM = 1024  # width of SD2's text encoder; SD1's is 768
 
 
@@ -22,6 +23,7 @@ def save_diffusers_lora(
     rank: int,
     alpha: float,
     target_modules: Iterable[str],
+    cut: str | None = None,
 ) -> None:
     """Write what ``StableDiffusionPipeline.save_lora_weights`` writes: keys
     ``unet.<module>.lora.down.weight`` (rank, in) and ``unet.<module>.lora.up.weight`` (out, rank).
@@ -35,6 +37,7 @@ def save_diffusers_lora(
             ``unet.<module>.lora_B.weight`` (out, rank) of attention projections.
         rank, alpha: The adapter adds ``alpha / rank * B @ A`` to a weight.
         target_modules: Endings of the adapted modules' names, such as ``to_q``.
+        cut: Of the hollowed U-Net that it was trained on; the header says it, and how to sample.
     """
     tensors = {
         name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): tensor
@@ -48,6 +51,7 @@ def save_diffusers_lora(
     metadata = {
         "format": "pt",
         "lora_adapter_metadata": json.dumps(configuration, indent=2, sort_keys=True),
+        **_hollow_metadata(cut),
     }
     save_tensors(path, tensors, metadata)
 
@@ -62,6 +66,7 @@ def save_kohya_lora(
     resolution: int,
     prediction_type: str,
     cross_attention_dim: int,
+    cut: str | None = None,
 ) -> None:
     """Write the layout of kohya's sd-scripts, which ComfyUI, A1111 and their relatives read: keys
     ``lora_unet_<module with underscores>`` with the endings ``.lora_down.weight`` (rank, in),
@@ -101,8 +106,20 @@ def save_kohya_lora(
         "modelspec.trigger_phrase": prompt,
         "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.prediction_type": "v" if v_prediction else "epsilon",
+        **_hollow_metadata(cut),
     }
     save_tensors(path, tensors, metadata)
+
+
+def _hollow_metadata(cut: str | None) -> dict[str, str]:
+    if cut is None:
+        return {}
+    content = {
+        "cut": cut,
+        "inference": "two paths a step, by sopt.generate(adapter=...) or, for a diffusers pipeline,"
+        " sopt.hollow.apply(pipe, adapter); loaded as a plain LoRA it is an approximation",
+    }
+    return {HOLLOW_KEY: json.dumps(content, sort_keys=True)}
 
 
 _KOHYA_FACTOR = {"lora_A": "lora_down", "lora_B": "lora_up"}

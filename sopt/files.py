@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .errors import InputError
 
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -119,7 +119,7 @@ def save_tensors(
         tensor = tensors[name].detach()
         chunks.append(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         entries[name] = {
-            "dtype": _SAFETENSORS_DTYPES[tensor.dtype],
+            "dtype": SAFETENSORS_DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + len(chunks[-1])],
         }
@@ -142,6 +142,21 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             # A copy: the file may be replaced while the tensors are in use.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged, or not a safetensors file: {error}") from error
+
+
+def load_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors.
+
+    Raises:
+        InputError: The file is missing, cut off, or not a safetensors file.
+    """
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return file.metadata() or {}
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
     except (SafetensorError, OSError) as error:

@@ -16,11 +16,14 @@ from .data import Picture
 from .devices import weight_storage
 from .drawing import Stages
 from .errors import InputError
+from .hollow.cuts import cut_of, list_cuts
+from .hollow.precompute import MOST
 from .memory import MemoryRecorder, anonymous_resident_bytes
 from .models import Model, inject_lora, open_model
-from .models.storage import Int8Storage
+from .models.storage import float_dtype
 from .resolution import resolve
 from .simulation import simulated, simulated_tensors
+from .streaming import list_units, open_network
 from .training import make_training
 
 GUIDANCE = 7.5  # any above 1 has two halves
@@ -106,7 +109,7 @@ def variants(config: TrainConfig) -> list[TrainConfig]:
     """The settings with what is not set filled in, in every way, the fastest first."""
     if config.checkpointing is not None:
         return [config]
-    if config.schedule == 1.0:  # no backprop
+    if config.schedule == 1.0 or config.offload == "stream":  # no backprop, or always with it
         return [replace(config, checkpointing=True)]
     return [replace(config, checkpointing=value) for value in (False, True)]
 
@@ -130,14 +133,13 @@ def choose(
     hint = ""
     if budget.of_process:
         needed = process_bound(needed, anonymous_resident_bytes())
-    smaller: dict[str, Any] = {"weights": "bfloat16", "checkpointing": True, "low_res_ratio": 0.5}
-    smaller["perturbation_batch"] = 1
-    for name, value in smaller.items():
-        if getattr(config, name) in (None, value):
+    for changes in _SMALLER:
+        smaller = _allowed(config, changes)
+        if smaller is None:
             continue
-        changed = replace(config, **{name: value})
-        (other,) = _predict(model, variants(changed)[-1:], budget, pictures)
+        (other,) = _predict(model, variants(smaller)[-1:], budget, pictures)
         if other.fits:
+            name, value = next(iter(changes.items()))
             hint = f"; {name}={value} would fit"
             break
     raise InputError(
@@ -146,8 +148,28 @@ def choose(
     )
 
 
+def _allowed(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig | None:
+    """The settings with changes; None where these do not go with them, or are there already."""
+    if getattr(config, name := next(iter(changes))) in (None, changes[name]):
+        return None
+    try:
+        return TrainConfig.create(**vars(config) | changes)
+    except InputError:
+        return None
+
+
 _FASTEST_FIRST = ("backprop-low", "backprop-high", "selective", "zeroth-order")
-assert {*_FASTEST_FIRST, "textual-inversion"} == set(METHODS)  # a shorthand for the last
+# A shorthand for a token, and backprop-high with a setting more.
+assert {*_FASTEST_FIRST, "textual-inversion", "hollowed"} == set(METHODS)
+
+# What takes less memory: the setting that is named, and what goes with it.
+_SMALLER: tuple[dict[str, Any], ...] = (
+    {"weights": "bfloat16"},
+    {"checkpointing": True},
+    {"low_res_ratio": 0.5},
+    {"perturbation_batch": 1},
+    {"offload": "stream", "checkpointing": True, "vae_tiles": True},
+)
 
 
 def _predict(
@@ -167,8 +189,8 @@ def _predict(
             method=config.method,
             train=config.train,
             weights=str(config.weights),
-            hollow=None,
-            offload="none",
+            hollow=None if config.hollow is None else str(config.hollow),
+            offload=config.offload,
             checkpointing=bool(config.checkpointing),
             low_res_ratio=config.low_res_ratio,
             phases=phases,
@@ -189,23 +211,27 @@ class _Simulation:
         assert config.resolution is not None
         found: dict[str, int] = {}
         key: tuple[Any, ...]
+        common = (
+            *(config.weights, config.hollow, config.hollow_dtype),
+            *(config.offload, config.vae_tiles),
+            *(config.train, config.rank, config.num_vectors, config.tau, config.subspace),
+        )
         one = config
-        if config.train == "lora":
+        if config.train == "lora" and config.offload == "none":
             one = replace(config, num_perturbations=1)  # the others repeat the first
-        trained = (config.train, config.rank, config.num_vectors, config.tau, config.subspace)
         if config.schedule != 0.0:
-            zo = replace(one, schedule=1.0, checkpointing=False)
+            zo = replace(one, schedule=1.0, checkpointing=False, steps=MOST)
             beside = config.schedule != 1.0  # the state of the optimizer of backprop
-            together = (config.estimator, config.perturbation_batch, config.num_perturbations)
-            key = ("zo", zo.resolution, zo.weights, trained, together, beside)
+            together = (config.estimator, config.perturbation_batch, one.num_perturbations)
+            key = ("zo", zo.resolution, common, together, beside)
             found |= self._once(key, zo, "train-zo", beside)
         if config.schedule != 1.0:
             low, kept = config.low_resolution, config.checkpointing
-            bp = replace(one, schedule=0.0)
-            key = ("bp", low, config.weights, trained, kept)
+            bp = replace(one, schedule=0.0, steps=MOST)
+            key = ("bp", low, kept, common)
             self._raise(found, self._once(key, bp, "train-bp", True))
         if config.samples:
-            key = ("sample", config.resolution, config.weights, trained)
+            key = ("sample", config.resolution, common)
             self._raise(found, self._once(key, config, "sample", False))
         return found
 
@@ -236,14 +262,18 @@ class _Simulation:
         assert config.resolution is not None
         dtype = weight_storage(str(config.weights), str(config.device))
         with memory.phase("load"):
+            cut = None if config.hollow is None else cut_of(config.hollow, self._model)
+            hole = range(0) if cut is None else cut.hole
+            stream, cpu = config.lean, torch.device("cpu")
             adapter: dict[str, Any] = {}
             if config.train == "lora":
-                adapter = inject_lora(self._model.load("unet", dtype), config.rank, config.seed)
+                unet = open_network(self._model, dtype, cpu, hole=hole, stream=stream).unet
+                adapter = inject_lora(unet, config.rank, config.seed)
+                del unet
             # As it is in memory while it is loaded: in its file's dtype and in the network's.
-            computed = dtype.dtype if isinstance(dtype, Int8Storage) else dtype
-            loaded = {name: weight.to(computed) for name, weight in adapter.items()}
+            loaded = {name: weight.to(float_dtype(dtype)) for name, weight in adapter.items()}
         with memory.phase("sample"):
-            stages = Stages(self._model, dtype, torch.device("cpu"), low_memory=True)
+            stages = Stages(self._model, dtype, cpu, low_memory=True, stream=stream, cut=cut)
             texts = stages.encode(config.prompt, guided=True)
             latents = stages.denoise(texts, [[0]], config.resolution, 1, GUIDANCE)
             for _ in stages.decode(latents):
@@ -264,13 +294,30 @@ def _blanks(config: TrainConfig) -> list[Picture]:
 def table(rows: Sequence[Prediction]) -> str:
     """The predictions as text: sizes in MiB."""
     phases = list(dict.fromkeys(phase for row in rows for phase in row.phases))
-    header = ["method", "weights", "checkpointing", "low side", *phases, "peak", "fits"]
+    header = [
+        "method",
+        "weights",
+        "hollow",
+        "offload",
+        "checkpointing",
+        "low side",
+        *phases,
+        "peak",
+        "fits",
+    ]
     lines = [header]
     for row in rows:
         low = "-" if row.config.schedule == 1.0 else str(row.config.low_resolution)
         sizes = [f"{row.phases[p] / 2**20:.0f}" if p in row.phases else "-" for p in phases]
         kept = "on" if row.checkpointing else "off"
-        settings = [row.method, row.weights, "-" if low == "-" else kept, low]
+        settings = [
+            row.method,
+            row.weights,
+            row.hollow or "-",
+            row.offload,
+            "-" if low == "-" else kept,
+            low,
+        ]
         peak = f"{row.peak_bytes / 2**20:.0f}"
         lines.append([*settings, *sizes, peak, "yes" if row.fits else "no"])
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
@@ -278,3 +325,10 @@ def table(rows: Sequence[Prediction]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def cuts_text(model: Any) -> str:
+    """What ``hollow`` can be for a model, with the share of the parameters that it leaves out."""
+    unet = open_model(model).skeleton("unet")
+    cuts = list_cuts(unet, list_units(unet))
+    return ", ".join(f"{cut.name} {100 * cut.fraction:.1f} %" for cut in cuts)

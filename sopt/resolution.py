@@ -6,8 +6,9 @@ import warnings
 from dataclasses import replace
 
 from .config import TrainConfig
-from .devices import resolve_device, resolve_weights
+from .devices import float_name, resolve_device, resolve_weights
 from .errors import InputError
+from .hollow.cuts import cut_of
 from .models import Model
 from .token.settings import check_tau, check_timesteps
 
@@ -40,8 +41,19 @@ def resolve(config: TrainConfig, model: Model) -> TrainConfig:
     if config.subspace and config.schedule != 0.0:
         check_tau(config.tau, {e: model.configs[e]["hidden_size"] for e in model.kind.tokenizers})
     config = replace(
-        config, device=device, resolution=resolution, weights=weights, max_timestep=last
+        config,
+        device=device,
+        resolution=resolution,
+        weights=weights,
+        max_timestep=last,
+        vae_tiles=config.tiled,
     )
+    if config.hollow is not None:
+        config = replace(
+            config,
+            hollow=cut_of(config.hollow, model).name,
+            hollow_dtype=config.hollow_dtype or float_name(weights, device),
+        )
     low = config.low_resolution
     if config.schedule != 1.0 and (low % factor or low < smallest):
         fitting = sorted({max(smallest, low // factor * factor), (low // factor + 1) * factor})

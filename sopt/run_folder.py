@@ -92,14 +92,20 @@ class RunFolder:
         self._check_same(checkpoint.settings, settings)
         return checkpoint
 
-    def lock(self) -> None:
+    def lock(self) -> Path:
         """Make the folder if it is missing, and keep other runs out of it until :meth:`close`.
 
-        The lock is on the folder itself: it leaves no file, and ends with the process.
+        The lock is on the folder itself: it leaves no file, and ends with the process. Locking it
+        once more changes nothing.
+
+        Returns:
+            The folder.
 
         Raises:
             InputError: Another run is at work in the folder.
         """
+        if self._descriptor is not None:
+            return self.path
         self.path.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(self.path, os.O_RDONLY)
         try:
@@ -109,6 +115,7 @@ class RunFolder:
                 f"output {str(self.path)!r} is in use by a run that is still going on; "
                 "wait for it, or choose another folder"
             ) from error
+        return self.path
 
     def close(self) -> None:
         """Give the lock back."""

@@ -14,7 +14,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from . import checks
 from .errors import InputError
+from .lean_settings import OFFLOADS, check_streamed_weights
 
 STEPS = 25  # of the model's own scheduler
 GUIDANCE = 7.5  # diffusers' default for Stable Diffusion
@@ -38,6 +40,8 @@ def generate(
     device: str | None = None,
     weights: str | None = "float32",
     low_memory: bool = False,
+    offload: str = "none",
+    two_paths: bool = True,
 ) -> list[Image.Image]:
     """Draw ``num_images`` pictures of ``prompt``.
 
@@ -67,6 +71,10 @@ def generate(
             smallest that the device computes in natively. The VAE is float32.
         low_memory: The halves of guidance one after the other, and large pictures decoded in
             overlapping tiles: less memory, and pictures that differ in their last bits.
+        offload: "stream" reads the weights of text encoders and U-Net from their files piece by
+            piece, and decodes in the dtype of the weights if that has 16 bits (in bfloat16).
+        two_paths: How to use an adapter that was trained hollowed: as it was trained, or, if false,
+            by one ordinary path, an approximation that takes less time.
 
     Raises:
         InputError: A value out of range, or an adapter that is missing, damaged or of another
@@ -76,8 +84,10 @@ def generate(
         >>> pictures = generate(adapter="runs/dog", prompt="a sks dog on the beach", seed=1)
         >>> pictures[0].save("beach.png")
     """
+    if checks.choice("offload", offload, OFFLOADS) == "stream":
+        check_streamed_weights(weights)
     _check_settings(prompt, seed, steps, guidance, adapter_scale, num_images, batch_size)
-    file = None if adapter is None else _adapter_file(adapter)
+    file = None if adapter is None else adapter_file(adapter)
 
     from . import drawing
 
@@ -95,6 +105,8 @@ def generate(
         device=device,
         weights=weights,
         low_memory=low_memory,
+        offload=offload,
+        two_paths=two_paths,
     )
 
 
@@ -170,7 +182,9 @@ def _check_settings(
             raise InputError(f"{name} must be a finite number, got {number!r}")
 
 
-def _adapter_file(adapter: Any) -> Path:
+def adapter_file(adapter: Any) -> Path:
+    """The file of a LoRA or a token that a folder, a file or a finished run means; InputError if
+    there is none."""
     path = Path(getattr(adapter, "adapter", adapter)).expanduser()  # train's result has .adapter
     if not path.exists():
         raise InputError(f"adapter: there is no file or folder {path}")

@@ -55,9 +55,17 @@ class _SimulatedWeights:
 
         return materialize(network, fill, int8, fill_int8)
 
+    def source(self, component: str, network: nn.Module) -> Any:
+        return _NoSource()
+
     def tokenizer(self, component: str) -> Any:
         with _disable_current_modes():
             return self.model.tokenizer(component)
+
+
+class _NoSource:
+    def read(self, name: str, out: Tensor, row: int | None = None) -> None:
+        pass
 
 
 class _ScalarsAreOne(TorchDispatchMode):

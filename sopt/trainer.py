@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from .adapters import adapter_files, save_adapter
 from .budget import Budget, process_bound, readable
-from .checkpoint import Checkpoint, History, fingerprint, optimizer_state
+from .checkpoint import Checkpoint, History, optimizer_state
 from .config import TrainConfig
 from .data import Picture, describe_pictures, load_pictures
+from .devices import float_name
 from .errors import InputError
 from .files import check_writable, write_bytes, write_json, write_text
 from .memory import MemoryRecorder, anonymous_resident_bytes
@@ -34,9 +35,9 @@ from .resolution import resolve
 from .run_folder import Run, RunFolder, picture_fingerprint
 from .sampling import generate, png_bytes
 from .schedules import make_schedule
-from .steps.seeds import Tag, integer, seed64, uniform
+from .steps.draws import draw_step
 from .token.words import check_captions, learn_word
-from .training import frozen_networks, make_training
+from .training import frozen_fingerprint, make_training
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def train(**settings: Any) -> Run:
         previous = folder.previous(identity, config.resume)
         if previous is not None and folder.finished(previous, config):
             logger.info("the run in %s is finished already", folder.path)
-            previous.check_weights(fingerprint(*frozen_networks(config, model)))
+            previous.check_weights(frozen_fingerprint(config, model))
         else:
             del previous  # else its tensors would be in memory all along
             check_writable(config.output)
@@ -146,7 +147,7 @@ def _optimize(
     memory: MemoryRecorder,
 ) -> dict[str, Tensor]:
     """Cache and train; returns the adapter on the CPU, with all else gone from memory."""
-    training = make_training(config, model, pictures, memory)
+    training = make_training(config, model, pictures, memory, folder.lock)
     adapter, optimizer, weights = training.adapter, training.optimizer, training.fingerprint()
     schedule = make_schedule(config.schedule, config.steps, model.num_train_timesteps)
     skipped = {"bp": 0, "zo": 0}
@@ -169,9 +170,8 @@ def _optimize(
     ):
         for i in progress:
             started = time.perf_counter()
-            t = _timestep(config, i)
-            p_zo = schedule(i, t)
-            zo = uniform(seed64(config.seed, i, 0, Tag.BRANCH)) < p_zo  # p is that of ZO-high
+            draw = draw_step(config.seed, i, schedule, config.timesteps, config.pool)
+            t, p_zo, zo = draw.timestep, draw.p_zo, draw.zeroth_order
             branch = "zo" if zo else "bp"
             # The steps of a branch repeat each other's memory once the optimizer's state exists.
             repeats = bool(optimizer.state) or config.schedule == 1.0
@@ -219,6 +219,9 @@ def _draw_samples(config: TrainConfig, folder: RunFolder) -> None:
     known = config.prompt  # to the model alone
     if config.token is not None and config.initializer is not None:
         known = known.replace(config.token, config.initializer)
+    weights = str(config.weights)
+    if config.lean:  # what is streamed is not quantized
+        weights = float_name(weights, str(config.device))
     for path, adapter, prompt in (
         (folder.before, None, known),
         (folder.after, folder.adapters[0], config.prompt),
@@ -230,8 +233,9 @@ def _draw_samples(config: TrainConfig, folder: RunFolder) -> None:
             seed=config.seed,
             resolution=config.resolution,
             device=config.device,
-            weights=config.weights,
+            weights=weights,
             low_memory=True,
+            offload="stream" if config.lean else "none",
         )
         write_bytes(path, png_bytes(picture))
 
@@ -259,19 +263,12 @@ def _schedule_fingerprint(config: TrainConfig, num_timesteps: int) -> str:
     schedule = make_schedule(config.schedule, config.steps, num_timesteps)
     digest = hashlib.blake2b(digest_size=16)
     for i in range(1, config.steps + 1):
-        t = _timestep(config, i)
-        p_zo = schedule(i, t)
+        draw = draw_step(config.seed, i, schedule, config.timesteps, config.pool)
+        t, p_zo = draw.timestep, draw.p_zo
         if not isinstance(p_zo, (int, float)) or not 0 <= p_zo <= 1:
             raise InputError(f"schedule({i}, {t}) must be a number in [0, 1], got {p_zo!r}")
         digest.update(f"{float(p_zo)!r}\n".encode())
     return digest.hexdigest()
-
-
-def _timestep(config: TrainConfig, step: int) -> int:
-    """The timestep of a step: any from ``min_timestep`` to ``max_timestep``, with equal chances."""
-    assert config.max_timestep is not None
-    seed = seed64(config.seed, step, 0, Tag.TIMESTEP)
-    return integer(seed, config.min_timestep, config.max_timestep + 1)
 
 
 def _show(progress: tqdm, branch: str, loss: float | None, memory: MemoryRecorder) -> None:

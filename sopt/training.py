@@ -7,13 +7,14 @@ One class per kind of what is trained: :class:`LoraTraining` here, :class:`Token
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .cache import Cache, build_cache
 from .checkpoint import fingerprint
@@ -21,14 +22,18 @@ from .config import TrainConfig
 from .data import Picture
 from .devices import weight_storage
 from .frozen import forget_inputs_of_frozen_convolutions
+from .hollow.training import Hollow
 from .memory import MemoryRecorder
 from .models import Model, inject_lora
 from .models.forwards import speed_up_forwards
+from .models.gates import recompute_gates
 from .models.storage import Storage
 from .steps.backprop import backprop_step
 from .steps.loss import Loss, Sample, diffusion_loss
 from .steps.seeds import Tag, seed64
-from .steps.zeroth_order import zeroth_order_step
+from .steps.zeroth_order import zeroth_order_step, zeroth_order_step_together
+from .streaming import network_fingerprint, open_network
+from .streaming.together import Together
 
 
 class Training(ABC):
@@ -40,7 +45,7 @@ class Training(ABC):
 
     Args:
         config: With device, resolution and weights resolved.
-        memory: Gets the phases "load" and "cache".
+        memory: Gets the phases "load" and "cache", and "precompute" for a hollow.
     """
 
     def __init__(
@@ -52,26 +57,31 @@ class Training(ABC):
     ) -> None:
         self._config = config
         self._model = model
+        self._memory = memory
         dtype = weight_storage(str(config.weights), str(memory.device))
-        self._cache = self._build_cache(pictures, dtype, memory)
+        self._cache = self._build_cache(pictures, dtype)
         with memory.phase("load"):
-            unet = model.load("unet", dtype, memory.device)
-            self.adapter = self._insert(unet, dtype, memory.device)
+            unet, self._predict = self._open(dtype)
+            self.adapter = self._insert(unet, dtype)
         speed_up_forwards(unet)
         forget_inputs_of_frozen_convolutions(unet)
-        if config.checkpointing:
+        recompute_gates(unet)
+        if config.checkpointing and self._predict is unet:
             unet.enable_gradient_checkpointing()
         self._unet = unet
         self._scheduler = model.noise_scheduler()
         self.optimizer = self._make_optimizer()
 
     @abstractmethod
-    def _build_cache(
-        self, pictures: Sequence[Picture], dtype: Storage, memory: MemoryRecorder
-    ) -> Cache: ...
+    def _build_cache(self, pictures: Sequence[Picture], dtype: Storage) -> Cache: ...
+
+    def _open(self, dtype: Storage) -> tuple[Any, Any]:
+        """The U-Net, and what is called in its place: itself, or what runs it unit by unit."""
+        unet = self._model.load("unet", dtype, self._memory.device)
+        return unet, unet
 
     @abstractmethod
-    def _insert(self, unet: Any, dtype: Storage, device: torch.device) -> dict[str, Tensor]:
+    def _insert(self, unet: Any, dtype: Storage) -> dict[str, Tensor]:
         """Put what is trained into the networks; gives it by canonical name."""
 
     @abstractmethod
@@ -122,14 +132,64 @@ class Training(ABC):
 
 
 class LoraTraining(Training):
-    """A LoRA adapter of the U-Net; prompts are encoded once, and the text encoders go."""
+    """A LoRA adapter of the U-Net; prompts are encoded once, and the text encoders go.
 
-    def _build_cache(
-        self, pictures: Sequence[Picture], dtype: Storage, memory: MemoryRecorder
-    ) -> Cache:
-        return build_cache(self._model, pictures, sides(self._config), dtype, memory)
+    With a hollow or with streamed weights the U-Net is run unit by unit, and never in memory as a
+    whole.
 
-    def _insert(self, unet: Any, dtype: Storage, device: torch.device) -> dict[str, Tensor]:
+    Args:
+        folder: Gives the run's folder, ready for writing, where the activations of a hollow are
+            kept; None has them made up, for a simulation.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: Model,
+        pictures: Sequence[Picture],
+        memory: MemoryRecorder,
+        folder: Callable[[], Path] | None = None,
+    ) -> None:
+        self._folder = folder
+        self._hollow: Hollow | None = None
+        self._weights: str | None = None  # fingerprint, where it is not taken from the network
+        self._together: Together | None = None
+        super().__init__(config, model, pictures, memory)
+        self._weighting: dict[str, Any] = {
+            "min_snr": config.min_snr,
+            "prior_weight": config.prior_weight,
+        }
+        if config.offload == "stream":
+            self._together = Together(self._predict, self.adapter, model)
+
+    def _build_cache(self, pictures: Sequence[Picture], dtype: Storage) -> Cache:
+        config, model, memory = self._config, self._model, self._memory
+        tiled = bool(config.vae_tiles)
+        cache = build_cache(
+            model, pictures, sides(config), dtype, memory, stream=config.lean, tiled=tiled
+        )
+        if self._folder is not None and config.lean:
+            with memory.phase("load"):
+                self._weights = frozen_fingerprint(config, model)
+        if config.hollow is not None:
+            place = None if self._folder is None else self._folder()
+            self._hollow = Hollow(config, model, cache, memory, str(self._weights), place)
+        return cache
+
+    def _open(self, dtype: Storage) -> tuple[Any, Any]:
+        if not self._config.lean:
+            return super()._open(dtype)
+        network = open_network(
+            self._model,
+            dtype,
+            self._memory.device,
+            hole=range(0) if self._hollow is None else self._hollow.cut.hole,
+            stream=self._config.offload == "stream",
+            checkpointing=bool(self._config.checkpointing),
+        )
+        return network.unet, network
+
+    def _insert(self, unet: Any, dtype: Storage) -> dict[str, Tensor]:
         return inject_lora(unet, self._config.rank, self._config.seed)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -137,30 +197,30 @@ class LoraTraining(Training):
 
     def draw(self, step: int, timestep: int, side: int) -> Sample:
         """What the loss of a step is computed on, at one side in pixels."""
-        return self._cache.draw(self._config.seed, step, timestep, side)
+        if self._hollow is None:
+            return self._cache.draw(self._config.seed, step, timestep, side)
+        return self._hollow.draw(step, timestep, side)
 
     def _loss(self, step: int, timestep: int, side: int) -> Loss:
-        return partial(
-            diffusion_loss,
-            self._unet,
-            self._scheduler,
-            self.draw(step, timestep, side),
-            min_snr=self._config.min_snr,
-            prior_weight=self._config.prior_weight,
-        )
+        sample = self.draw(step, timestep, side)
+        return partial(diffusion_loss, self._predict, self._scheduler, sample, **self._weighting)
 
     def zeroth_order(self, step: int, timestep: int) -> dict[str, Any]:
         config = self._config
         assert config.resolution is not None
-        update = zeroth_order_step(
-            self.adapter,
-            self._loss(step, timestep, config.resolution),
-            self._directions(step),
-            lr=config.zo_lr,
-            eps=config.eps,
-            noise=config.noise,
-        )
+        seeds = self._directions(step)
+        options: dict[str, Any] = {"lr": config.zo_lr, "eps": config.eps, "noise": config.noise}
+        if self._together is None:
+            loss = self._loss(step, timestep, config.resolution)
+            update = zeroth_order_step(self.adapter, loss, seeds, **options)
+        else:
+            sample = self.draw(step, timestep, config.resolution)
+            losses = partial(self._together.losses, self._scheduler, sample, self._weighting)
+            update = zeroth_order_step_together(self.adapter, losses, seeds, **options)
         return asdict(update) if update else skipped()
+
+    def fingerprint(self) -> str:
+        return super().fingerprint() if self._weights is None else self._weights
 
     def state(self) -> dict[str, Tensor]:
         return {}
@@ -170,21 +230,27 @@ class LoraTraining(Training):
 
 
 def make_training(
-    config: TrainConfig, model: Model, pictures: Sequence[Picture], memory: MemoryRecorder
+    config: TrainConfig,
+    model: Model,
+    pictures: Sequence[Picture],
+    memory: MemoryRecorder,
+    folder: Callable[[], Path] | None = None,
 ) -> Training:
-    """The training of what the settings name."""
+    """The training of what the settings name; ``folder`` as for :class:`LoraTraining`."""
     if config.train == "lora":
-        return LoraTraining(config, model, pictures, memory)
+        return LoraTraining(config, model, pictures, memory, folder)
     from .token.training import TokenTraining  # here: it builds on this module
 
     return TokenTraining(config, model, pictures, memory)
 
 
-def frozen_networks(config: TrainConfig, model: Model) -> list[nn.Module]:
-    """The networks that :meth:`Training.fingerprint` names, loaded without the adapter."""
+def frozen_fingerprint(config: TrainConfig, model: Model) -> str:
+    """What :meth:`Training.fingerprint` says, found without the adapter."""
     dtype = weight_storage(str(config.weights), str(config.device))
+    if config.lean:
+        return network_fingerprint(model, dtype, torch.device("cpu"))
     encoders = [] if config.train == "lora" else list(model.kind.tokenizers)
-    return [model.load(component, dtype) for component in ("unet", *encoders)]
+    return fingerprint(*(model.load(component, dtype) for component in ("unet", *encoders)))
 
 
 def skipped() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,11 @@ class Prompt:
 
 @torch.no_grad()
 def encode_prompts(
-    model: Model, prompts: Sequence[str], dtype: Storage, memory: MemoryRecorder
+    model: Model,
+    prompts: Sequence[str],
+    dtype: Storage,
+    memory: MemoryRecorder,
+    load: Callable[..., Any] = Model.load,
 ) -> dict[str, Prompt]:
     """Encode texts, one text encoder after the other in memory.
 
@@ -37,13 +41,14 @@ def encode_prompts(
 
     Args:
         dtype: Of the encoders' weights, and of the result.
+        load: Gives a text encoder, called as :meth:`Model.load` is.
     """
     parts: dict[str, list[Tensor]] = {prompt: [] for prompt in prompts}
     pooled: dict[str, Tensor] = {}
     for component, tokenizer_name in model.kind.tokenizers.items():
         tokenizer = model.tokenizer(tokenizer_name)
         with memory.phase("load"):
-            encoder = model.load(component, dtype, memory.device)
+            encoder = load(model, component, dtype, memory.device)
         with memory.phase("cache"):
             for prompt in parts:
                 ids, mask = tokenize(tokenizer, prompt, memory.device)

@@ -13,8 +13,8 @@ from torch import nn
 
 from ..errors import InputError
 from .kinds import NOUNS, Kind, build_on_meta, check_class, kind_of
-from .model import Model, remove_submodules
-from .weights import load_files
+from .model import Model, Source, remove_submodules
+from .weights import TensorFiles, load_files
 
 # The published architectures: configurations without weights or tokenizers.
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -96,6 +96,14 @@ class FolderWeights:
         try:
             prefixes = [f"{name}." for name in dropped]
             return load_files(module, self._files(component), dtype, prefixes, int8)
+        except InputError as error:
+            raise InputError(
+                f"model {self.name!r}: cannot load its {NOUNS[component]}: {error}"
+            ) from error
+
+    def source(self, component: str, network: nn.Module) -> Source:
+        try:
+            return TensorFiles(network, self._files(component))
         except InputError as error:
             raise InputError(
                 f"model {self.name!r}: cannot load its {NOUNS[component]}: {error}"

@@ -81,7 +81,7 @@ def speed_up_forwards(unet: Any) -> None:
     Call it when the adapter is in the network. Backward passes compute what they did.
     """
     unet.set_attn_processor(ForwardAttention())
-    if unet.dtype != torch.bfloat16 or unet.device.type != "cpu":
+    if not has_fast_layers(unet.dtype, unet.device):
         return
     for module in unet.modules():
         if type(module) is lora.Linear and _is_float32_without_dropout(module):
@@ -89,6 +89,12 @@ def speed_up_forwards(unet: Any) -> None:
         elif type(module) is nn.Conv2d:
             weight = module.weight.data.to(memory_format=torch.channels_last)
             module.weight.data = weight  # in place of the parameter: its name and identity stay
+
+
+def has_fast_layers(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether LoRA layers of a network have a fast way, and convolutions, whose weights are in
+    channels_last order then."""
+    return dtype == torch.bfloat16 and device.type == "cpu"
 
 
 def _is_float32_without_dropout(layer: lora.Linear) -> bool:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..quantization import quantize
 from .kinds import NOUNS, check_class, kind_of
-from .model import Model, remove_submodules
+from .model import Model, Source, remove_submodules
 
 
 def open_pipeline(pipeline: Any) -> Model:
@@ -58,8 +58,20 @@ class LoadedWeights:
             quantize(module, int8)
         return module
 
+    def source(self, component: str, network: nn.Module) -> Source:
+        return _LoadedSource(dict(self.components[component].named_parameters()))
+
     def tokenizer(self, component: str) -> Any:
         return self.components[component]
+
+
+@dataclass(frozen=True)
+class _LoadedSource:
+    weights: dict[str, Tensor]
+
+    def read(self, name: str, out: Tensor, row: int | None = None) -> None:
+        weight = self.weights[name].detach()
+        out.copy_(weight if row is None else weight[row])
 
 
 def check_finite(name: str, component: str, network: nn.Module) -> None:

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import diffusers
 import torch
 from diffusers import DDPMScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .kinds import Kind
+from .kinds import Kind, build_on_meta
 from .storage import Int8Storage, Storage
 
 SD21_WIDTH = 1024  # of its text encoder
@@ -29,7 +29,20 @@ class Weights(Protocol):
         ``int8``: on int8 weights, with these activations."""
         ...
 
+    def source(self, component: str, network: nn.Module) -> Source:
+        """What reads single weights of the network, which may be on the meta device."""
+        ...
+
     def tokenizer(self, component: str) -> Any: ...
+
+
+class Source(Protocol):
+    """Reads single weights of a network."""
+
+    def read(self, name: str, out: Tensor, row: int | None = None) -> None:
+        """Fill a dense tensor on the CPU with a weight, or with one row of it, converted to the
+        tensor's dtype."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,21 @@ class Model:
         network = self.weights.load(component, dtype, dropped, int8)
         return network if torch.device(device).type == "cpu" else network.to(device)
 
+    def skeleton(self, component: str, dropped: Sequence[str] = ()) -> Any:
+        """The network on the meta device, frozen and in eval mode: no weight is in memory."""
+        with _disable_current_modes():  # in a simulation too
+            network = build_on_meta(self.kind, component, self.configs[component])
+        remove_submodules(network, dropped)
+        return network.eval().requires_grad_(False)
+
+    def source(self, component: str, network: nn.Module) -> Source:
+        """What reads the weights of a :meth:`skeleton`, one at a time.
+
+        Raises:
+            InputError: The model's files do not allow it, or one is damaged or lacks a weight.
+        """
+        return self.weights.source(component, network)
+
     def tokenizer(self, component: str = "tokenizer") -> Any:
         return self.weights.tokenizer(component)
 
@@ -140,6 +168,7 @@ class Model:
 
 
 def remove_submodules(module: nn.Module, names: Sequence[str]) -> None:
-    """Delete the submodules, which nothing that will be called needs."""
+    """Delete the submodules of these paths, which nothing that will be called needs."""
     for name in names:
-        delattr(module, name)
+        owner, _, leaf = name.rpartition(".")
+        delattr(module.get_submodule(owner), leaf)

@@ -18,7 +18,7 @@ from sopt_kernels import add_noise_
 from ..errors import InputError, nearest
 from .folder import CONFIGS, open_folder
 from .kinds import build_on_meta
-from .model import Model, remove_submodules
+from .model import Model, Source, remove_submodules
 from .random_tokenizer import build_tokenizer
 from .weights import materialize
 
@@ -55,8 +55,31 @@ class RandomWeights:
         remove_submodules(network, dropped)
         return draw_weights(network, component, dtype, self.seed, int8)
 
+    def source(self, component: str, network: nn.Module) -> Source:
+        return _RandomSource(component, dict(network.named_modules()), self.seed)
+
     def tokenizer(self, component: str) -> Any:
         return build_tokenizer(self.family, component)
+
+
+@dataclass(frozen=True)
+class _RandomSource:
+    """Draws a weight each time that it is read."""
+
+    component: str
+    parts: dict[str, nn.Module]
+    seed: int
+
+    def read(self, name: str, out: Tensor, row: int | None = None) -> None:
+        direct = row is None and out.is_contiguous()
+        whole = out if direct else torch.empty(self._shape(name), dtype=out.dtype)
+        _draw(self.component, self.parts, self.seed, name, whole)
+        if not direct:
+            out.copy_(whole if row is None else whole[row])
+
+    def _shape(self, name: str) -> torch.Size:
+        path, _, leaf = name.rpartition(".")
+        return getattr(self.parts[path], leaf).shape
 
 
 def draw_weights(
@@ -89,13 +112,18 @@ def draw_weights(
     parts = dict(network.named_modules())
 
     def draw(name: str, shaped: Tensor) -> Tensor:
-        path, _, leaf = name.rpartition(".")
-        if std := _std(parts[path], path, shaped):
-            weight = torch.zeros(shaped.shape, dtype=dtype)
-            return add_noise_(weight, seed, std, streams=f"{component}.{name}")
-        return torch.full(shaped.shape, float(leaf == "weight"), dtype=dtype)  # of a norm: 1
+        weight = torch.empty(shaped.shape, dtype=dtype)
+        return _draw(component, parts, seed, name, weight)
 
     return materialize(network, draw, int8)
+
+
+def _draw(component: str, parts: dict[str, nn.Module], seed: int, name: str, out: Tensor) -> Tensor:
+    """Fill ``out`` with the weight ``name``."""
+    path, _, leaf = name.rpartition(".")
+    if std := _std(parts[path], path, out):
+        return add_noise_(out.zero_(), seed, std, streams=f"{component}.{name}")
+    return out.fill_(float(leaf == "weight"))  # of a norm: 1
 
 
 def _std(part: nn.Module, path: str, weight: Tensor) -> float:

@@ -18,7 +18,7 @@ from ..quantization import quantize
 from .folder import CONFIGS, first_line, open_folder
 from .kinds import NOUNS
 from .loaded import check_finite
-from .model import Model, remove_submodules
+from .model import Model, Source, remove_submodules
 
 SUFFIX = ".safetensors"
 # A file has no tokenizer. All published families use this one, which differs in padding only.
@@ -70,6 +70,12 @@ class SingleFileWeights:
         if int8 is not None:
             quantize(network, int8)
         return network
+
+    def source(self, component: str, network: nn.Module) -> Source:
+        raise InputError(
+            f"model {self.model.name!r} is a single file, whose weights cannot be read one at a "
+            "time: hollow and offload='stream' need a diffusers folder"
+        )
 
     def _text_encoder(self, component: str, options: dict[str, Any]) -> Any:
         others = dict.fromkeys((*self.model.kind.components, "scheduler", "safety_checker"))

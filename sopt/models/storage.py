@@ -26,6 +26,11 @@ class Int8Storage:
 Storage = torch.dtype | Int8Storage
 
 
+def float_dtype(storage: Storage) -> torch.dtype:
+    """That of the weights; of a network on int8 ones, that of all its other numbers."""
+    return storage.dtype if isinstance(storage, Int8Storage) else storage
+
+
 def storage_of(weights: str, has_bfloat16: bool) -> Storage:
     """What the setting ``weights`` means; ``has_bfloat16``: computed in, beside int8.
 

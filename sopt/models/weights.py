@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _DTYPES = {
     "I8": torch.int8,
 }
 _PIECE = 1 << 22  # elements converted at a time
+_REORDERED = 1 << 18  # elements put in another order at a time: they stay in the cache
 # Names of earlier versions of diffusers (the VAE's attention) and of transformers.
 _RENAMED = (
     (".query.", ".to_q."),
@@ -117,12 +119,7 @@ def load_files(
                 codes[name] = quantize_weight(tensor)
             else:
                 values[name] = tensor
-    missing = [name for name in expected if name not in values and name not in codes]
-    if missing:
-        raise InputError(
-            f"{files[0].parent} lacks {len(missing)} of {len(expected)} weights, "
-            f"{missing[0]} among them"
-        )
+    _check_complete(files, expected, values.keys() | codes.keys())
     return materialize(
         module, lambda name, _: values.pop(name), int8, lambda name, _: codes.pop(name)
     )
@@ -140,6 +137,51 @@ def _current_name(stored: str, expected: Mapping[str, Tensor]) -> str | None:
     return None
 
 
+class TensorFiles:
+    """Reads single tensors of a network from its safetensors files, at any time and in any order.
+
+    Args:
+        network: Names and shapes that are wanted; it may be on the meta device.
+        files: The file, or all shards.
+
+    Raises:
+        InputError: A file is cut off or damaged, or a weight is missing or of another shape.
+    """
+
+    def __init__(self, network: nn.Module, files: Sequence[Path]) -> None:
+        expected = network.state_dict()
+        self._entries: dict[str, tuple[Path, int, Any]] = {}
+        for path in files:
+            start, entries = _header(path)
+            for stored, entry in entries:
+                if (name := _current_name(stored, expected)) is None:
+                    continue
+                if math.prod(entry["shape"]) != expected[name].numel():
+                    raise InputError(
+                        f"{path}: {stored} must have the shape {tuple(expected[name].shape)}, "
+                        f"got {tuple(entry['shape'])}"
+                    )
+                _stored_dtype(path, entry)
+                self._entries[name] = path, start, entry
+        _check_complete(files, expected, self._entries.keys())
+        self._files = {path: path.open("rb", buffering=0) for path in files}
+
+    def read(self, name: str, out: Tensor, row: int | None = None) -> None:
+        """Fill a dense CPU tensor, converted to its dtype; with one row only, if given."""
+        path, start, entry = self._entries[name]
+        size, file = _stored_dtype(path, entry).itemsize, self._files[path]
+        if row is not None:
+            _read_entry(path, file, start + row * out.numel() * size, entry, out.view(-1))
+        elif out.is_contiguous():
+            _read_entry(path, file, start, entry, out.view(-1))
+        else:  # in another order than in the file, which has whole rows in turn
+            for part in out.split(max(1, _REORDERED // out[0].numel())):
+                rows = torch.empty(part.shape, dtype=out.dtype)
+                _read_entry(path, file, start, entry, rows.view(-1))
+                part.copy_(rows)
+                start += rows.numel() * size
+
+
 def stored_tensors(path: Path) -> Iterator[tuple[str, Callable[[torch.dtype | None], Tensor]]]:
     """Names of a safetensors file, in the order of the data, and what reads each tensor.
 
@@ -148,6 +190,14 @@ def stored_tensors(path: Path) -> Iterator[tuple[str, Callable[[torch.dtype | No
     By plain reads instead of a memory map: the pages of a map stay with the process, and a map
     counts as live as a whole while one of its tensors is in use.
     """
+    start, entries = _header(path)
+    with path.open("rb") as file:
+        for name, entry in entries:
+            yield name, partial(_read, path, file, start, entry)
+
+
+def _header(path: Path) -> tuple[int, list[tuple[str, Any]]]:
+    """Where the data of a safetensors file begin, and its entries in the order of the data."""
     with path.open("rb") as file:
         size = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")
@@ -161,28 +211,52 @@ def stored_tensors(path: Path) -> Iterator[tuple[str, Callable[[torch.dtype | No
                 raise ValueError(f"it has {size} bytes and needs {8 + length + end}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is cut off or not a safetensors file: {error}") from error
-        for name, entry in sorted(entries, key=lambda item: item[1]["data_offsets"]):
-            yield name, partial(_read, path, file, 8 + length, entry)
+    return 8 + length, sorted(entries, key=lambda item: item[1]["data_offsets"])
+
+
+def _stored_dtype(path: Path, entry: Any) -> torch.dtype:
+    stored = _DTYPES.get(entry["dtype"])
+    begin, end = entry["data_offsets"]
+    if stored is None or end - begin != math.prod(entry["shape"]) * stored.itemsize:
+        raise InputError(f"{path}: {entry} is not a tensor of a dtype that weights have")
+    return stored
 
 
 def _read(path: Path, file: Any, start: int, entry: Any, dtype: torch.dtype | None) -> Tensor:
-    shape, stored = entry["shape"], _DTYPES.get(entry["dtype"])
-    numel = math.prod(shape)
-    begin, end = entry["data_offsets"]
-    if stored is None or end - begin != numel * stored.itemsize:
-        raise InputError(f"{path}: {entry} is not a tensor of a dtype that weights have")
-    dtype = stored if dtype is None else dtype
-    file.seek(start + begin)
-    value = torch.empty(numel, dtype=dtype)
-    if stored == dtype:
-        _read_into(file, value)
-    else:
-        scratch = torch.empty(min(numel, _PIECE), dtype=stored)
-        for piece in value.split(_PIECE):
-            _read_into(file, scratch[: len(piece)])
-            piece.copy_(scratch[: len(piece)])
-    return value.view(shape)
+    stored = _stored_dtype(path, entry)
+    value = torch.empty(math.prod(entry["shape"]), dtype=stored if dtype is None else dtype)
+    _read_entry(path, file, start, entry, value)
+    return value.view(entry["shape"])
 
 
-def _read_into(file: Any, tensor: Tensor) -> None:
-    file.readinto(tensor.view(torch.uint8).numpy().data)
+def _read_entry(path: Path, file: Any, start: int, entry: Any, value: Tensor) -> None:
+    """Fill ``value`` with what begins at ``start`` and the entry's offset, by reads at a position,
+    which threads can share the file for."""
+    stored, offset = _stored_dtype(path, entry), start + entry["data_offsets"][0]
+    if stored == value.dtype:
+        _read_into(file, offset, value)
+        return
+    scratch = torch.empty(min(len(value), _PIECE), dtype=stored)
+    for piece in value.split(_PIECE):
+        _read_into(file, offset, scratch[: len(piece)])
+        piece.copy_(scratch[: len(piece)])
+        offset += len(piece) * stored.itemsize
+
+
+def _read_into(file: Any, offset: int, tensor: Tensor) -> None:
+    data = tensor.view(torch.uint8).numpy().data
+    while data:
+        if not (count := os.preadv(file.fileno(), [data], offset)):
+            raise InputError(f"{file.name} was cut off while it was in use")
+        data, offset = data[count:], offset + count
+
+
+def _check_complete(
+    files: Sequence[Path], expected: Mapping[str, Tensor], found: Collection[str]
+) -> None:
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise InputError(
+            f"{files[0].parent} lacks {len(missing)} of {len(expected)} weights, "
+            f"{missing[0]} among them"
+        )

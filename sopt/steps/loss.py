@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class Sample:
     prompt: Tensor  # (1, tokens, width); diffusion_losses takes several
     prior: Sample | None = None  # of a picture for prior preservation
     added: Mapping[str, Tensor] | None = None  # SDXL's pooled prompt and sizes, by diffusers' names
+    central: Tensor | None = None  # what the hole of a hollowed U-Net says, where there is one
 
 
 def diffusion_loss(
@@ -49,10 +51,37 @@ def diffusion_loss(
         "Progressive distillation for fast sampling of diffusion models", ICLR 2022; prior: Ruiz et
         al., "DreamBooth", CVPR 2023.
     """
-    loss = _weighted_error(unet, scheduler, sample, min_snr)
-    if sample.prior is not None:
-        loss = loss + prior_weight * _weighted_error(unet, scheduler, sample.prior, min_snr)
+    (loss,) = losses_of_predictions(
+        partial(unet, return_dict=False),
+        unet.dtype,
+        scheduler,
+        sample,
+        min_snr=min_snr,
+        prior_weight=prior_weight,
+    )
     return loss
+
+
+def losses_of_predictions(
+    predict: Callable[..., Sequence[Tensor]],
+    dtype: torch.dtype,
+    scheduler: Any,
+    sample: Sample,
+    *,
+    min_snr: float | None = None,
+    prior_weight: float = 1.0,
+) -> list[Tensor]:
+    """:func:`diffusion_loss` of each of several predictions on one sample.
+
+    Args:
+        predict: Takes what a U-Net takes, by the names of its arguments, and gives predictions.
+        dtype: Of the latents and the prompt that it takes.
+    """
+    losses = _errors(predict, dtype, scheduler, sample, min_snr)
+    if sample.prior is not None:
+        priors = _errors(predict, dtype, scheduler, sample.prior, min_snr)
+        losses = [loss + prior_weight * more for loss, more in zip(losses, priors, strict=True)]
+    return losses
 
 
 def min_snr_weight(scheduler: Any, timestep: int, gamma: float) -> float:
@@ -96,44 +125,57 @@ def diffusion_losses(
         sample: One picture, with ``prompt`` (k, tokens, width) and ``added`` (k or 1, ...); no
             prior.
     """
-    count = len(sample.prompt)
-    added = sample.added and {
-        name: value.expand(count, *value.shape[1:]) for name, value in sample.added.items()
-    }
-    prediction, target = _prediction_and_target(unet, scheduler, replace(sample, added=added))
-    errors = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
-    if min_snr is None:
-        return errors
-    return min_snr_weight(scheduler, sample.timestep, min_snr) * errors
+    inputs = unet_inputs(scheduler, sample, unet.dtype)
+    (predictions,) = unet(**inputs, return_dict=False)
+    target = _target(scheduler, sample)
+    errors = (predictions.float() - target.float()).square().mean(dim=(1, 2, 3))
+    return _weigh(errors, scheduler, sample, min_snr)
 
 
-def _weighted_error(unet: Any, scheduler: Any, sample: Sample, min_snr: float | None) -> Tensor:
-    prediction, target = _prediction_and_target(unet, scheduler, sample)
-    error = functional.mse_loss(prediction.float(), target.float())
+def _errors(
+    predict: Callable[..., Sequence[Tensor]],
+    dtype: torch.dtype,
+    scheduler: Any,
+    sample: Sample,
+    min_snr: float | None,
+) -> list[Tensor]:
+    predictions = predict(**unet_inputs(scheduler, sample, dtype))
+    target = _target(scheduler, sample)
+    errors = [functional.mse_loss(each.float(), target.float()) for each in predictions]
+    return [_weigh(error, scheduler, sample, min_snr) for error in errors]
+
+
+def _weigh(error: Tensor, scheduler: Any, sample: Sample, min_snr: float | None) -> Tensor:
     if min_snr is None:
         return error
     return min_snr_weight(scheduler, sample.timestep, min_snr) * error
 
 
-def _prediction_and_target(unet: Any, scheduler: Any, sample: Sample) -> tuple[Tensor, Tensor]:
-    """(k, channels, height, width) for k prompts, and (1, ...)."""
-    timesteps = torch.tensor([sample.timestep], device=sample.latents.device)
-    noisy = scheduler.add_noise(sample.latents, sample.noise, timesteps)
-    dtype = unet.dtype
-    (prediction,) = unet(
-        noisy.to(dtype).expand(len(sample.prompt), *noisy.shape[1:]),
-        timesteps,
-        encoder_hidden_states=sample.prompt.to(dtype),
-        added_cond_kwargs=sample.added,
-        return_dict=False,
-    )
+def unet_inputs(scheduler: Any, sample: Sample, dtype: torch.dtype) -> dict[str, Any]:
+    """What the U-Net sees of a sample under its k prompts, by the names of its arguments."""
+    count, timesteps = len(sample.prompt), _timesteps(sample)
+    noisy = scheduler.add_noise(sample.latents, sample.noise, timesteps).to(dtype)
+    inputs = {
+        "sample": noisy.expand(count, *noisy.shape[1:]),
+        "timestep": timesteps,
+        "encoder_hidden_states": sample.prompt.to(dtype),
+        "added_cond_kwargs": sample.added
+        and {name: value.expand(count, *value.shape[1:]) for name, value in sample.added.items()},
+    }
+    return inputs if sample.central is None else inputs | {"central": sample.central}
+
+
+def _target(scheduler: Any, sample: Sample) -> Tensor:
     match scheduler.config.prediction_type:
         case "epsilon":
-            target = sample.noise
+            return sample.noise
         case "v_prediction":
-            target = scheduler.get_velocity(sample.latents, sample.noise, timesteps)
+            return scheduler.get_velocity(sample.latents, sample.noise, _timesteps(sample))
         case "sample":
-            target = sample.latents
+            return sample.latents
         case other:
             raise AssertionError(f"prediction type {other} passed the check of open_model")
-    return prediction, target
+
+
+def _timesteps(sample: Sample) -> Tensor:
+    return torch.tensor([sample.timestep], device=sample.latents.device)

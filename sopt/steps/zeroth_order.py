@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,12 @@ class ZerothOrderUpdate:
     coefficients: list[float]  # float32 values, as applied
 
 
-@torch.no_grad()
+# Evaluates the losses of so many forwards. It must call ``write(k, names)`` before forward ``k``
+# computes with these parameters, which puts their perturbed values in place.
+Write = Callable[[int, Sequence[str]], None]
+Losses = Callable[[int, Write], list[Tensor]]
+
+
 def zeroth_order_step(
     adapter: Mapping[str, Tensor],
     loss: Loss,
@@ -67,22 +72,57 @@ def zeroth_order_step(
         >>> update.loss, weight  # the mean of 4 and 16; 3 - 0.25 * 6
         (10.0, tensor([1.5000]))
     """
-    params, streams = list(adapter.values()), list(adapter)
-    weights = CopiedWeights(0, adapter, noise, "nearest")
-    losses: list[Tensor] = []
+
+    def one_after_the_other(count: int, write: Write) -> list[Tensor]:
+        losses = []
+        for number in range(count):
+            write(number, list(adapter))
+            losses.append(loss())
+        return losses
+
+    return zeroth_order_step_together(
+        adapter, one_after_the_other, seeds, lr=lr, eps=eps, noise=noise
+    )
+
+
+@torch.no_grad()
+def zeroth_order_step_together(
+    adapter: Mapping[str, Tensor],
+    losses_of: Losses,
+    seeds: Sequence[int],
+    *,
+    lr: float,
+    eps: float,
+    noise: str = "gaussian",
+) -> ZerothOrderUpdate | None:
+    """:func:`zeroth_order_step` where the 2 N forwards may take turns, one layer after the other.
+
+    Args:
+        losses_of: Called with 2 N and with what writes the perturbed values of some parameters for
+            one of the forwards: along seed 0, against it, along seed 1, ... No parameter may be in
+            two different lists of names.
+    """
+    params = list(adapter.values())
+    moved: dict[tuple[str, ...], CopiedWeights] = {}
+
+    def write(number: int, names: Sequence[str]) -> None:
+        key = tuple(names)
+        if key not in moved:
+            chosen = {name: adapter[name] for name in key}
+            moved[key] = CopiedWeights(0, chosen, noise, "nearest")
+        moved[key].move(seeds[number // 2], -eps if number % 2 else eps, 0)
+
     try:
-        for seed in seeds:
-            for sign in (1, -1):
-                weights.move(seed, sign * eps, 0)
-                losses.append(loss())
+        losses = losses_of(2 * len(seeds), write)
     finally:
-        weights.home()
+        for weights in moved.values():
+            weights.home()
     plus, minus = torch.stack(losses).float().view(-1, 2).unbind(1)  # (N,) each
     slopes = (plus - minus) / (2 * eps)
     coefficients = slopes * (-lr / len(seeds))
     if not torch.isfinite(coefficients).all():
         return None
-    add_noise_(params, list(seeds), coefficients, streams=streams, kind=noise)
+    add_noise_(params, list(seeds), coefficients, streams=list(adapter), kind=noise)
     return ZerothOrderUpdate(
         loss=torch.stack(losses).float().mean().item(),
         seeds=list(seeds),

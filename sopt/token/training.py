@@ -12,7 +12,6 @@ from torch import Tensor
 from ..cache import Cache, build_cache
 from ..checkpoint import fingerprint, optimizer_state, restore_optimizer
 from ..data import Picture
-from ..memory import MemoryRecorder
 from ..models.storage import Storage
 from ..steps.forward_gradient import forward_gradient
 from ..steps.loss import Loss, diffusion_loss, diffusion_losses
@@ -34,14 +33,14 @@ class TokenTraining(Training):
         Gal et al., "An image is worth one word", ICLR 2023; ZOODiP, arXiv 2503.14868.
     """
 
-    def _build_cache(
-        self, pictures: Sequence[Picture], dtype: Storage, memory: MemoryRecorder
-    ) -> Cache:
-        at = sides(self._config)
-        return build_cache(self._model, pictures, at, dtype, memory, captions=False)
+    def _build_cache(self, pictures: Sequence[Picture], dtype: Storage) -> Cache:
+        at, tiled = sides(self._config), bool(self._config.vae_tiles)
+        return build_cache(
+            self._model, pictures, at, dtype, self._memory, captions=False, tiled=tiled
+        )
 
-    def _insert(self, unet: Any, dtype: Storage, device: torch.device) -> dict[str, Tensor]:
-        config = self._config
+    def _insert(self, unet: Any, dtype: Storage) -> dict[str, Tensor]:
+        config, device = self._config, self._memory.device
         assert config.token is not None
         words = learn_word(config, self._model)
         self._text = TokenText(self._model, config.token, config.num_vectors, words, dtype, device)

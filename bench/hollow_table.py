@@ -1,0 +1,170 @@
+"""Memory of hollowed and of streamed training, simulated at full size.
+
+    python -m bench.hollow_table [--models sd21-base sd15] [--json bench/results/hollow_table.json]
+
+Two accountings. The paper's, as reconstructed from its table (arXiv 2411.01179): one training step
+in float32 at 512 pixels with AdamW and batch 1, no checkpointing, the U-Net alone in memory; the
+peaks of full fine-tuning, LoRA of rank 128 and of rank 1, and of the same LoRA on what the cut a8
+leaves, beside that of a forward pass. "plain" is autograd as it is, "ours" has frozen convolutions
+that keep no inputs and gated layers that keep one tensor. And ours: all phases of a run whose
+weights are read from the file, from ``sopt.plan``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sopt
+from sopt.files import write_json
+from sopt.frozen import forget_inputs_of_frozen_convolutions
+from sopt.hollow.cuts import Cut, cut_of
+from sopt.hollow.precompute import central_shape
+from sopt.memory import MemoryRecorder
+from sopt.models import Model, inject_lora, open_model
+from sopt.models.gates import recompute_gates
+from sopt.simulation import simulated, simulated_tensors
+from sopt.steps.backprop import backprop_step
+from sopt.steps.loss import Sample, diffusion_loss
+from sopt.streaming import open_network
+
+SIDE = 512  # pixels; 1024 for the models that are told sizes
+MODELS = ("sd21-base", "sd15", "sdxl", "ssd1b")
+# GiB for SD2.1, and over inference.
+PAPER = {
+    "full fine-tuning": (16.62, 376),
+    "lora r=128": (5.23, 50),
+    "lora r=1": (4.84, 39),
+    "hollowed a8 r=128": (3.88, 11),
+    "inference": (3.49, 0),
+}
+STREAMED = {"sd15": 320, "sdxl": 600}  # MiB: what a whole run is to stay below
+MIB = 2**20
+
+
+def step_peak(
+    model: Model, side: int, *, rank: int | None, cut: Cut | None = None, ours: bool = False
+) -> int:
+    """Peak bytes of a training step, with the optimizer's state of the steps before.
+
+    Args:
+        rank: Of the LoRA; None trains the whole network.
+    """
+    cpu = torch.device("cpu")
+    with simulated_tensors(), MemoryRecorder(cpu, found=False) as memory:
+        fake = simulated(model)
+        with memory.phase("load"):
+            hole = range(0) if cut is None else cut.hole
+            network = open_network(fake, torch.float32, cpu, hole=hole)
+            trained: dict[str, Tensor] = (
+                dict(network.unet.requires_grad_(True).named_parameters())
+                if rank is None
+                else inject_lora(network.unet, rank, 0)
+            )
+        if ours:
+            forget_inputs_of_frozen_convolutions(network.unet)
+            recompute_gates(network.unet)
+        optimizer = torch.optim.AdamW(trained.values(), foreach=False)
+        sample, scheduler = _sample(model, side, cut), model.noise_scheduler()
+        with memory.phase("step"):
+            for _ in range(2):
+                backprop_step(
+                    trained, lambda: diffusion_loss(network, scheduler, sample), optimizer
+                )
+        return memory.peaks["step"]
+
+
+def inference_peak(model: Model, side: int) -> int:
+    """Peak bytes of a forward pass."""
+    cpu = torch.device("cpu")
+    with simulated_tensors(), MemoryRecorder(cpu, found=False) as memory:
+        with memory.phase("load"):
+            network = open_network(simulated(model), torch.float32, cpu)
+        sample = _sample(model, side, None)
+        with memory.phase("forward"), torch.no_grad():
+            diffusion_loss(network, model.noise_scheduler(), sample)
+        return memory.peaks["forward"]
+
+
+def _sample(model: Model, side: int, cut: Cut | None) -> Sample:
+    config, latent = model.configs["unet"], side // model.vae_factor
+    latents = torch.zeros(1, config["in_channels"], latent, latent)
+    added = None
+    if model.takes_sizes:
+        pooled = config["projection_class_embeddings_input_dim"]
+        pooled -= 6 * config["addition_time_embed_dim"]
+        added = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, 6)}
+    central = None if cut is None else torch.zeros(central_shape(model, cut, side))
+    prompt = torch.zeros(1, 77, config["cross_attention_dim"])
+    return Sample(latents, latents + 0, 500, prompt, added=added, central=central)
+
+
+def rows_of(family: str) -> dict[str, Any]:
+    """All figures of one model, in bytes."""
+    model = open_model(f"random:{family}")
+    side = 1024 if model.takes_sizes else SIDE
+    a8 = cut_of("a8", model)
+    found: dict[str, Any] = {"model": family, "side": side, "fraction": a8.fraction}
+    inference, full = inference_peak(model, side), step_peak(model, side, rank=None)
+    for name, ours in (("plain", False), ("ours", True)):
+        found[name] = {
+            "full fine-tuning": full,
+            "lora r=128": step_peak(model, side, rank=128, ours=ours),
+            "lora r=1": step_peak(model, side, rank=1, ours=ours),
+            "hollowed a8 r=128": step_peak(model, side, rank=128, cut=a8, ours=ours),
+            "inference": inference,
+        }
+    return found
+
+
+def streamed_of(family: str) -> dict[str, Any]:
+    """Bytes of each phase of a selective run with streamed bfloat16 weights."""
+    (row,) = sopt.plan(f"random:{family}", method="selective", offload="stream", weights="bfloat16")
+    return {"model": family, "phases": row.phases, "peak": row.peak_bytes}
+
+
+def report(results: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = ["| model, accounting | " + " | ".join(PAPER) + " |", "|" + "---|" * (len(PAPER) + 1)]
+    cells = [f"{gib:.2f} GiB, +{more} %" for gib, more in PAPER.values()]
+    lines.append(f"| SD2.1, paper | {' | '.join(cells)} |")
+    for found in results["hollowed"].values():
+        for name in ("plain", "ours"):
+            base = found[name]["inference"]
+            cells = [
+                f"{found[name][key] / 2**30:.2f} GiB, +{100 * (found[name][key] / base - 1):.1f} %"
+                for key in PAPER
+            ]
+            lines.append(f"| {found['model']}, {name} | {' | '.join(cells)} |")
+    lines += ["", "| streamed | phases, MiB | peak, MiB | to reach |", "|---|---|---|---|"]
+    for found in results["streamed"].values():
+        phases = ", ".join(f"{phase} {size / MIB:.0f}" for phase, size in found["phases"].items())
+        goal = STREAMED.get(found["model"], "-")
+        lines.append(f"| {found['model']} | {phases} | {found['peak'] / MIB:.0f} | {goal} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--json", type=Path, default=Path("bench/results/hollow_table.json"))
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {"hollowed": {}, "streamed": {}}
+    if arguments.json.exists():
+        results = json.loads(arguments.json.read_text())
+    for family in arguments.models:
+        results["streamed"][family] = streamed_of(family)
+        write_json(arguments.json, results)
+        print(report(results), flush=True)
+        results["hollowed"][family] = rows_of(family)
+        write_json(arguments.json, results)
+        print(report(results), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,479 @@
+"""Hollowed and streamed runs end to end on a micro pipeline."""
+
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from pipelines import save_pictures
+from safetensors import safe_open
+from safetensors.torch import load_file
+from test_streaming import inputs_of, open_reduced, randomize
+
+import sopt
+from sopt import InputError
+from sopt.cache import build_cache
+from sopt.config import TrainConfig
+from sopt.data import load_pictures
+from sopt.hollow.cuts import cut_of
+from sopt.hollow.inference import two_paths
+from sopt.hollow.precompute import Entry
+from sopt.hollow.store import Store
+from sopt.memory import MemoryRecorder
+from sopt.models import inject_lora, open_model
+from sopt.models.storage import Int8Storage
+from sopt.models.weights import TensorFiles
+from sopt.planning import _allowed
+from sopt.resolution import resolve
+from sopt.steps.loss import unet_inputs
+from sopt.streaming import Reader, UnitNetwork, open_network, units_of
+from sopt.streaming.network import Inputs
+from sopt.training import sides
+
+CPU = torch.device("cpu")
+ACTIVATIONS = "activations.safetensors"
+
+
+@pytest.fixture
+def settings(settings):
+    # With seed 6 the steps are bp, zo, bp, zo.
+    return settings | {"steps": 4, "num_perturbations": 2, "seed": 6, "samples": False}
+
+
+@pytest.fixture
+def hollowed(settings):
+    return settings | {"hollow": "a11"}
+
+
+def losses(run):
+    return [entry["loss"] for entry in run.history]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"hollow": "a10", "prior_prompt": "a dog"}, {"weights": "bfloat16"}],
+    ids=["whole", "hollow-prior", "bfloat16"],
+)
+def test_a_streamed_run_has_the_losses_and_the_bytes_of_a_resident_one(settings, tmp_path, more):
+    settings |= more
+    if "prior_prompt" in more:
+        settings["prior_images"] = settings["images"]
+    resident = sopt.train(**settings | {"vae_tiles": True})
+    streamed = sopt.train(**settings | {"output": str(tmp_path / "s"), "offload": "stream"})
+    assert {entry["branch"] for entry in resident.history} == {"bp", "zo"}
+    assert losses(streamed) == losses(resident)
+    assert streamed.adapter.read_bytes() == resident.adapter.read_bytes()
+
+
+def test_a_streamed_run_takes_less_memory_and_a_plan_says_how_much(settings):
+    small = {k: v for k, v in settings.items() if k not in ("images", "prompt", "output")}
+    peaks = {}
+    for name, more in {
+        "resident": {},
+        "hollow": {"hollow": "a10"},
+        "streamed": {"offload": "stream"},
+        "both": {"hollow": "a10", "offload": "stream"},
+    }.items():
+        (planned,) = sopt.plan(method="selective", **small | more | {"checkpointing": True})
+        run = sopt.train(**settings | more | {"output": f"{settings['output']}-{name}"})
+        for phase, peak in planned.phases.items():
+            assert abs(peak - run.memory[phase]) <= 48 * 2**10, (name, phase)
+        assert (planned.hollow, planned.offload) == (more.get("hollow"), run.config.offload)
+        peaks[name] = run.memory["train-bp"], run.memory["train-zo"]
+    assert ("precompute" in planned.phases) == ("precompute" in run.memory)
+    for branch in (0, 1):
+        assert peaks["both"][branch] < peaks["streamed"][branch] < peaks["resident"][branch]
+        assert peaks["hollow"][branch] < peaks["resident"][branch]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_zeroth_order_step_visits_each_unit_once_for_all_perturbations(settings, monkeypatch):
+    visits = []
+    begin = Reader._begin
+
+    def counted(reader, part):
+        if reader._loaded[reader._buffer_of[part]] != part:
+            visits.append(part)
+        return begin(reader, part)
+
+    monkeypatch.setattr(Reader, "_begin", counted)
+    del settings["schedule"]
+    settings |= {"method": "zeroth-order", "offload": "stream", "num_perturbations": 4}
+    model = open_model(settings["model"])
+    units = len(units_of(model))
+    layers = model.configs["text_encoder"]["num_hidden_layers"]
+    sopt.train(**settings | {"steps": 3})
+    # Each step reads each unit once, and so does the fingerprint; the last units of a forward may
+    # begin the next one.
+    assert abs(len(visits) - layers - units - 3 * units) <= 2
+
+
+@pytest.mark.usefixtures("quick")
+def test_stage_2_reads_no_weight_of_the_hole(hollowed, monkeypatch):
+    read = []
+    real = TensorFiles.read
+
+    def recorded(files, name, out, row=None):
+        read.append(name)
+        return real(files, name, out, row)
+
+    sopt.train(**hollowed | {"steps": 1})
+    monkeypatch.setattr(TensorFiles, "read", recorded)
+    model = open_model(hollowed["model"])
+    open_network(model, torch.float32, CPU, hole=cut_of("a11", model).hole)
+    assert read
+    assert not [name for name in read if name.startswith("mid_block.")]
+
+
+@pytest.mark.parametrize("name", ("sd21", "sdxl"))
+def test_two_paths_are_the_forward_of_stage_2_to_the_bit(name):
+    model = open_reduced(name)
+    cut = cut_of("a8", model)
+    given = Inputs(*inputs_of(model).values())
+    whole = UnitNetwork(model.load("unet"))
+    with torch.no_grad():
+        (state,) = whole.run([given], range(cut.hole.stop), kept=cut.hole)
+        rest = open_network(model, torch.float32, CPU, hole=cut.hole)
+        randomize(inject_lora(rest.unet, 2, 0))
+        trained = dict(rest.unet.named_parameters())
+        (stage_2,) = rest.run([replace(given, central=state.hidden)], rest.order)
+        adapter = inject_lora(whole.unet, 2, 0)  # also in the hole, where it stays zero
+        for key, parameter in adapter.items():
+            path = key.removeprefix("unet.").replace(".weight", ".default.weight")
+            parameter.data.copy_(trained[path]) if path in trained else parameter.data.zero_()
+        (found,) = two_paths(whole, cut, [given])
+        one_path = whole.run([given], whole.order)[0].hidden
+    assert torch.equal(found, stage_2.hidden)
+    assert not torch.allclose(one_path, found, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_adapter_says_that_it_is_hollowed_and_pictures_follow_two_paths(hollowed, tmp_path):
+    hollowed |= {"lr": 0.05, "method": "hollowed"}
+    del hollowed["schedule"]
+    run = sopt.train(**hollowed)
+    for file in (run.adapter, run.output / "run_kohya.safetensors"):
+        with safe_open(str(file), "pt") as opened:
+            said = json.loads(opened.metadata()["sopt_hollow"])
+        assert said["cut"] == "a11"
+        assert "sopt.hollow.apply" in said["inference"]
+    options = {"prompt": "a sks dog", "steps": 2, "guidance": 5.0, "model": hollowed["model"]}
+    (own,) = sopt.generate(adapter=run, **options)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(hollowed["model"])
+    pipe.set_progress_bar_config(disable=True)
+    sopt.hollow.apply(pipe, run.output)
+    theirs = pipe(
+        "a sks dog",
+        num_inference_steps=2,
+        guidance_scale=5.0,
+        height=32,
+        width=32,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
+    assert np.array_equal(own, theirs)
+    (approximate,) = sopt.generate(adapter=run, two_paths=False, **options)
+    assert not np.array_equal(own, approximate)
+    (streamed,) = sopt.generate(adapter=run, offload="stream", low_memory=True, **options)
+    # The halves of guidance one after the other differ in their last bits.
+    assert np.abs(np.asarray(own, int) - np.asarray(streamed, int)).max() <= 2
+    pipe.save_pretrained(tmp_path / "saved")
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_ordinary_adapter_is_not_applied_by_two_paths(settings):
+    run = sopt.train(**settings | {"steps": 1})
+    with pytest.raises(InputError, match="was not trained hollowed; load it with"):
+        sopt.hollow.apply(None, run)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_pool_of_samples_is_used_again(hollowed):
+    run = sopt.train(**hollowed | {"steps": 12, "hollow_samples": 3, "hollow_dtype": "float16"})
+    entries = load_file(run.output / ACTIVATIONS)
+    samples = {int(name.split(".")[0]) for name in entries if name != "checksums"}
+    assert samples <= {1, 2, 3}
+    assert len({entry["timestep"] for entry in run.history}) == len(samples)
+    assert {t.dtype for n, t in entries.items() if n != "checksums"} == {torch.float16}
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_crash_in_stage_1_costs_what_was_not_stored(hollowed, tmp_path, monkeypatch, at):
+    unbroken = sopt.train(**hollowed)
+    output = tmp_path / "crashed" / "run"
+    write, calls = Store.write, []
+
+    def crashing(store, name, value):
+        calls.append(name)
+        if len(calls) == at + 1:
+            raise RuntimeError("crash")
+        write(store, name, value)
+
+    monkeypatch.setattr(Store, "write", crashing)
+    with pytest.raises(RuntimeError, match="crash"):
+        sopt.train(**hollowed | {"output": str(output)})
+    sopt.train(**hollowed | {"output": str(output)})
+    assert len(calls) == 1 + 4  # four samples, each stored once
+    for name in (ACTIVATIONS, unbroken.adapter.name):
+        assert (output / name).read_bytes() == (unbroken.output / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def stored():
+    """The store of a run, once it was made."""
+    return []
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    "changed, word",
+    [
+        ({"seed": 7}, "seed"),
+        ({"hollow": "a10"}, "cut"),
+        ({"resolution": 64}, "resolution"),
+        ({"prompt": "a zwx dog"}, "prompt"),
+        ({"weights": "bfloat16", "hollow_dtype": "float32"}, "model"),
+        ({"min_timestep": 1}, "timesteps"),
+        ({"images": "other"}, "pictures"),
+    ],
+)
+def test_a_store_of_something_else_is_refused(hollowed, tmp_path, stored, changed, word):
+    if not stored:
+        stored.append((sopt.train(**hollowed).output / ACTIVATIONS).read_bytes())
+    (kept,) = stored
+    stray = tmp_path / "stray"
+    stray.mkdir()
+    (stray / ACTIVATIONS).write_bytes(kept)
+    if "images" in changed:
+        changed = {"images": str(save_pictures(tmp_path / "other", count=2))}
+    with pytest.raises(InputError, match=f"was made with another {word}: "):
+        sopt.train(**hollowed | changed | {"output": str(stray)})
+    assert (stray / ACTIVATIONS).read_bytes() == kept
+
+
+SHAPES = {f"{i}.32.0": (1, 3, 2, 2) for i in range(5)}
+
+
+def filled(path, identity):
+    store = Store(path, SHAPES, torch.float32, identity)
+    for name in store.missing():
+        store.write(name, torch.full(SHAPES[name], float(name[0]) + 1))
+    store.close()
+    return path.read_bytes()
+
+
+def test_a_store_is_a_safetensors_file_that_is_mapped(tmp_path):
+    filled(tmp_path / "a", {"seed": "1"})
+    content = load_file(tmp_path / "a")
+    store = Store(tmp_path / "a", SHAPES, torch.float32, {"seed": "1"})
+    assert not store.missing()
+    for name in SHAPES:
+        assert torch.equal(content[name], torch.full((1, 3, 2, 2), float(name[0]) + 1))
+        with MemoryRecorder(CPU, found=False) as memory, memory.phase("read"):
+            entry = store.read(name)
+        assert torch.equal(entry, content[name])
+        assert memory.peaks["read"] == 12 * 4  # the entry alone counts, not the file
+
+
+@pytest.mark.parametrize("size", [1, 60, 250])
+def test_a_store_that_was_cut_short_goes_on(tmp_path, size):
+    whole = filled(tmp_path / "a", {"seed": "1"})
+    os.truncate(tmp_path / "a", len(whole) - size)
+    store = Store(tmp_path / "a", SHAPES, torch.float32, {"seed": "1"})
+    lost = -(-size // 48)
+    assert store.missing() == list(SHAPES)[-min(lost, 5) :]
+    assert filled(tmp_path / "a", {"seed": "1"}) == whole
+
+
+def test_a_damaged_entry_is_computed_again(tmp_path):
+    whole = filled(tmp_path / "a", {})
+    with (tmp_path / "a").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x17")
+    assert Store(tmp_path / "a", SHAPES, torch.float32, {}).missing() == ["4.32.0"]
+    assert filled(tmp_path / "a", {}) == whole
+
+
+def test_a_file_that_is_no_store_is_left_alone(tmp_path):
+    (tmp_path / "a").write_bytes(b"something else")
+    with pytest.raises(InputError, match="is not a store of activations"):
+        Store(tmp_path / "a", SHAPES, torch.float32, {})
+    assert (tmp_path / "a").read_bytes() == b"something else"
+
+
+def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.posix_fallocate", full)
+        with pytest.raises(InputError, match="is too full for 0 MiB of activations"):
+            Store(tmp_path / "a", SHAPES, torch.float32, {})
+    assert filled(tmp_path / "a", {}) == filled(tmp_path / "b", {})
+    with pytest.raises(InputError, match="is too full for"):
+        Store(tmp_path / "c", {"x": (2**45,)}, torch.float32, {})
+    assert not (tmp_path / "c").exists()
+
+
+TOKEN = {"train": "token", "token": "<dog>", "initializer": "a", "prompt": "a <dog>"}
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"hollow": 0}, r"must be in \(0, 1\), got 0"),
+        ({"hollow": 1.0}, r"must be in \(0, 1\), got 1.0"),
+        ({"hollow": "a12"}, "unknown hollow 'a12': did you mean"),
+        ({"hollow": "a5"}, "hollow='a5' is no cut of this model"),
+        ({"hollow_samples": 5}, "hollow_samples=5 does not go without hollow"),
+        ({"offload": "disk"}, "unknown offload 'disk'"),
+        ({"offload": "stream", "checkpointing": False}, "checkpointing=False does not go with"),
+        ({"offload": "stream", "weights": "int8"}, "weights='int8' does not go with offload='str"),
+        ({"hollow": "a11", "hollow_dtype": "int8"}, "unknown hollow_dtype 'int8'"),
+        (TOKEN | {"hollow": 0.2}, "hollow=0.2 does not go with train='token'"),
+        (TOKEN | {"method": "hollowed", "schedule": 0.0}, "hollow='a8' does not go with train='t"),
+        (TOKEN | {"offload": "stream"}, "offload='stream' does not go with train='token'"),
+    ],
+)
+def test_wrong_settings_are_refused_before_any_work(settings, wrong, message):
+    with pytest.raises(InputError, match=message):
+        sopt.train(**settings | wrong)
+    assert not Path(settings["output"]).exists()
+
+
+def test_int8_weights_are_not_streamed_nor_proposed_to_be(settings):
+    with pytest.raises(InputError, match="weights='int8' does not go with offload='stream'"):
+        sopt.generate(prompt="a dog", weights="int8", offload="stream")
+    with pytest.raises(InputError, match="weights='int8' does not go with offload='stream'"):
+        sopt.plan(settings["model"], weights="int8", offload="stream")
+    for more, streams in (({"weights": "int8"}, False), ({}, True), (TOKEN, False)):
+        config = TrainConfig.create(**settings | more)
+        allowed = _allowed(config, {"offload": "stream", "checkpointing": True})
+        assert (allowed is not None) == streams, more
+        if allowed is not None:
+            assert allowed.offload == "stream"
+
+
+def test_what_is_left_has_the_int8_weights_of_the_whole_network(settings):
+    model, storage = open_model(settings["model"]), Int8Storage(torch.bfloat16)
+    whole = model.load("unet", storage).state_dict()
+    left = open_network(model, storage, CPU, hole=cut_of("a11", model).hole).unet.state_dict()
+    assert {name for name in whole if not name.startswith("mid_block.")} == set(left)
+    assert sum(tensor.dtype == torch.int8 for tensor in left.values()) > 50
+    for name, tensor in left.items():
+        assert tensor.dtype == whole[name].dtype, name
+        assert torch.equal(tensor, whole[name]), name
+
+
+def test_a_hollow_goes_with_int8_weights(hollowed):
+    known = {"hollow": "a11", "method": "backprop-low", "checkpointing": True}
+    peaks = [
+        sopt.plan(hollowed["model"], weights=weights, **known)[0].phases["train-bp"]
+        for weights in ("int8", "bfloat16")
+    ]
+    assert peaks[0] < peaks[1]
+    exact = sopt.train(**hollowed | {"output": f"{hollowed['output']}-exact"})
+    hollowed |= {"weights": "int8", "samples": True}
+    run = sopt.train(**hollowed)
+    assert {entry["branch"] for entry in run.history} == {"bp", "zo"}
+    for loss, expected in zip(losses(run), losses(exact), strict=True):
+        assert loss == pytest.approx(expected, rel=0.05)  # two roundings to 8 bits in each layer
+    assert losses(run) != losses(exact)
+    before, after = ((run.output / "samples" / f"{name}.png") for name in ("before", "after"))
+    assert before.read_bytes() != after.read_bytes()
+    assert sopt.train(**hollowed).history == run.history
+
+
+@pytest.mark.usefixtures("quick")
+def test_stage_1_knows_the_timesteps_that_steps_draw_from(hollowed):
+    run = sopt.train(**hollowed | {"min_timestep": 500, "max_timestep": 520})
+    assert all(500 <= entry["timestep"] <= 520 for entry in run.history)
+    model = open_model(hollowed["model"])
+    stored = load_file(run.output / ACTIVATIONS)
+    config = resolve(run.config, model)
+    pictures = load_pictures(config.images, config.prompt)
+    cut, entry = cut_of("a11", model), Entry(1, config.low_resolution)
+    assert entry.name in stored
+    with MemoryRecorder(CPU, found=False) as memory:
+        dtype = getattr(torch, config.weights)
+        cache = build_cache(model, pictures, sides(config), dtype, memory, tiled=True)
+    network = open_network(model, dtype, CPU)
+    sample = cache.draw(config.seed, 1, run.history[0]["timestep"], entry.side)
+    inputs = Inputs(*unet_inputs(model.noise_scheduler(), sample, dtype).values())
+    with torch.no_grad():
+        (state,) = network.run([inputs], range(cut.hole.stop), kept=cut.hole)
+    assert torch.allclose(stored[entry.name].float(), state.hidden.float(), rtol=2e-2, atol=1e-2)
+
+
+# One process imports everything, then forks a child for each run.
+KILLER = """
+import glob, json, os, random, shutil, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+import sopt, sopt.memory, sopt.trainer
+from pipelines import SkipMemory, draw_blank
+sopt.trainer.generate = draw_blank
+sopt.memory.LiveStorage = SkipMemory
+settings, kills = json.loads(sys.argv[2]), int(sys.argv[3])
+chance = random.Random(int(sys.argv[4]))
+names = ["activations.safetensors", "pytorch_lora_weights.safetensors"]
+
+def run(seconds=None):
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        sopt.train(**settings)
+        os._exit(0)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    assert seconds is not None or status == 0, status
+    return status, time.monotonic() - started
+
+folder = settings["output"]
+settings["output"] = f"{folder}/unbroken/run"
+longest = run()[1]
+read = lambda: [open(f"{settings['output']}/{name}", "rb").read() for name in names]
+expected = read()
+killed = {"stage 1": 0, "stage 2": 0}
+while min(killed.values()) < kills:
+    settings["output"] = f"{folder}/killed/run"
+    status, _ = run(chance.uniform(0, longest))
+    stored = os.path.exists(f"{settings['output']}/activations.safetensors")
+    trained = os.path.exists(f"{settings['output']}/history.jsonl")
+    if os.WIFSIGNALED(status) and stored:
+        killed["stage 2" if trained else "stage 1"] += 1
+    run()
+    assert read() == expected, killed
+    shutil.rmtree(folder + "/killed")
+print(json.dumps(killed))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_twenty_kills_in_each_stage_cost_nothing(hollowed, tmp_path):
+    hollowed |= {"output": str(tmp_path), "steps": 40, "schedule": 0.1, "checkpoint_every": 3}
+    script = [KILLER, str(Path(__file__).parent), json.dumps(hollowed), "20"]
+    # A fork copies one thread only, so torch must not have started others.
+    done = subprocess.run(
+        [sys.executable, "-c", *script, str(random.randrange(2**32))],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    killed = json.loads(done.stdout)
+    print("kills:", killed)
+    assert min(killed.values()) >= 20

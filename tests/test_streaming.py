@@ -1,0 +1,174 @@
+"""U-Nets run unit by unit: the bits of the plain forward, with few weights in memory."""
+
+import functools
+import os
+
+import pytest
+import torch
+from pipelines import family_pipeline, micro_pipeline, save_micro_pipeline
+
+from sopt import InputError
+from sopt.checkpoint import fingerprint
+from sopt.frozen import forget_inputs_of_frozen_convolutions
+from sopt.models import inject_lora, open_model
+from sopt.models.forwards import speed_up_forwards
+from sopt.models.gates import recompute_gates
+from sopt.streaming import (
+    UnitNetwork,
+    list_units,
+    network_fingerprint,
+    open_network,
+    open_text_encoder,
+)
+from sopt.streaming.units import own_tensors
+
+FAMILIES = ("sd15", "sd21", "sdxl", "ssd1b")
+MODELS = (*FAMILIES, "micro", "tiny")
+
+
+@functools.cache
+def open_reduced(name):
+    """A model whose weights are in memory, or tiny from its files."""
+    if name == "tiny":
+        return open_model("tiny")
+    return open_model(micro_pipeline() if name == "micro" else family_pipeline(name))
+
+
+def inputs_of(model, side=None, batch=1, dtype=torch.float32):
+    """What the U-Net takes, random."""
+    config = model.configs["unet"]
+    side = side or config["sample_size"]
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    added = None
+    if model.takes_sizes:
+        pooled = config["projection_class_embeddings_input_dim"]
+        pooled -= 6 * config["addition_time_embed_dim"]
+        added = {
+            "text_embeds": draw(batch, pooled),
+            "time_ids": torch.tensor([[64.0, 48, 0, 3, 64, 64]] * batch),
+        }
+    return {
+        "sample": draw(batch, config["in_channels"], side, side),
+        "timestep": torch.tensor([321]),
+        "encoder_hidden_states": draw(batch, 16, config["cross_attention_dim"]),
+        "added_cond_kwargs": added,
+    }
+
+
+def randomize(adapter):
+    """Random A and B, so that the adapter does something."""
+    generator = torch.Generator().manual_seed(2)
+    for parameter in adapter.values():
+        parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def streamed_network(model, dtype=torch.float32):
+    network = open_network(model, dtype, torch.device("cpu"), stream=True)
+    return network, network.weights
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_weight_belongs_to_one_unit(name):
+    unet = open_reduced(name).skeleton("unet")
+    names = [own[0] for unit in list_units(unet) for own in own_tensors(unet, unit.modules)]
+    assert sorted(names) == sorted(name for name, _ in unet.named_parameters())
+
+
+@pytest.mark.parametrize("odd", [False, True], ids=["even", "odd"])
+@pytest.mark.parametrize("name", ("sd21", "sdxl", "ssd1b", "tiny"))
+def test_unit_by_unit_is_the_plain_forward_to_the_bit(name, odd):
+    model = open_reduced(name)
+    unet = model.load("unet")
+    randomize(inject_lora(unet, 2, 0))
+    given = inputs_of(model, side=model.configs["unet"]["sample_size"] + 3 * odd, batch=2)
+    with torch.no_grad():
+        assert torch.equal(UnitNetwork(unet)(**given)[0], unet(**given, return_dict=False)[0])
+
+
+@pytest.mark.parametrize(
+    "name, dtype",
+    [(name, torch.float32) for name in ("sd15", "ssd1b", "tiny")] + [("sdxl", torch.bfloat16)],
+)
+def test_streamed_weights_give_the_bits_of_resident_ones(name, dtype):
+    model = open_reduced(name)
+    unet = model.load("unet", dtype)
+    network, reader = streamed_network(model, dtype)
+    randomize(inject_lora(unet, 2, 0))
+    randomize(inject_lora(network.unet, 2, 0))
+    speed_up_forwards(unet)  # in bfloat16, convolutions whose weights are in another order
+    speed_up_forwards(network.unet)
+    given = inputs_of(model, dtype=dtype)
+    weights = sum(p.numel() * p.element_size() for p in unet.parameters() if not p.requires_grad)
+    with torch.no_grad():
+        expected = unet(**given, return_dict=False)[0]
+        for _ in range(2):
+            assert torch.equal(network(**given)[0], expected)
+    assert reader.bytes < weights / 2
+    reader.close()
+
+
+@pytest.mark.parametrize("name", ("sd15", "sdxl", "micro"))
+def test_backward_through_streamed_weights_gives_the_bits_of_plain_autograd(name):
+    model = open_reduced(name)
+    plain = model.load("unet")
+    network, reader = streamed_network(model)
+    given = inputs_of(model)
+    gradients = []
+    for unet, run in ((plain, plain), (network.unet, network)):
+        adapter = inject_lora(unet, 2, 0)
+        randomize(adapter)
+        if unet is network.unet:
+            forget_inputs_of_frozen_convolutions(unet)
+            recompute_gates(unet)
+        for _ in range(2):
+            run(**given, return_dict=False)[0].square().mean().backward()
+        gradients.append({name: parameter.grad for name, parameter in adapter.items()})
+    assert any(gradient.abs().max() > 0 for gradient in gradients[0].values())
+    for key, gradient in gradients[0].items():
+        assert torch.equal(gradients[1][key], gradient), key
+    reader.close()
+
+
+@pytest.mark.parametrize("name", ["sdxl", "tiny"])
+def test_streamed_text_encoders_give_the_bits_of_resident_ones(name):
+    model = open_reduced(name)
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    for component in model.kind.tokenizers:
+        whole = model.load(component)
+        streamed = open_text_encoder(model, component, torch.float32, torch.device("cpu"))
+        with torch.no_grad():
+            expected = whole(ids, output_hidden_states=True)
+            for _ in range(2):
+                found = streamed(ids, output_hidden_states=True)
+                assert torch.equal(found[0], expected[0])
+                assert torch.equal(found.hidden_states[-2], expected.hidden_states[-2])
+
+
+@pytest.mark.parametrize("name", ["micro", "tiny"])
+def test_the_fingerprint_read_by_units_is_that_of_the_network(name):
+    model = open_reduced(name)
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = fingerprint(model.load("unet", dtype))
+        assert network_fingerprint(model, dtype, torch.device("cpu")) == expected
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+    pipeline = micro_pipeline()
+    pipeline.unet.up_blocks[0].resnets[0].conv1.weight.data[0, 0, 0, 0] = float("inf")
+    pipeline.save_pretrained(tmp_path)
+    message = "up_blocks.0.resnets.0.conv1.weight of its unet has NaN or infinite values"
+    with pytest.raises(InputError, match=message):
+        network_fingerprint(open_model(tmp_path), torch.float32, torch.device("cpu"))
+
+
+def test_a_file_that_shrinks_meanwhile_stops_the_run(tmp_path):
+    model = open_model(save_micro_pipeline(tmp_path))
+    network, _ = streamed_network(model)
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(InputError, match="was cut off while it was in use"), torch.no_grad():
+        network(**inputs_of(model))
