@@ -52,7 +52,7 @@ def diffusion_loss(
         al., "DreamBooth", CVPR 2023.
     """
     (loss,) = losses_of_predictions(
-        partial(unet, return_dict=False),
+        partial(_predict, unet),
         unet.dtype,
         scheduler,
         sample,
@@ -126,10 +126,14 @@ def diffusion_losses(
             prior.
     """
     inputs = unet_inputs(scheduler, sample, unet.dtype)
-    (predictions,) = unet(**inputs, return_dict=False)
+    (predictions,) = _predict(unet, **inputs)
     target = _target(scheduler, sample)
     errors = (predictions.float() - target.float()).square().mean(dim=(1, 2, 3))
     return _weigh(errors, scheduler, sample, min_snr)
+
+
+def _predict(unet: Any, sample: Tensor, timestep: Tensor, **others: Any) -> tuple[Tensor]:
+    return unet(sample, timestep, **others, return_dict=False)
 
 
 def _errors(

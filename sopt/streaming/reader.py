@@ -163,7 +163,8 @@ def _view(
 ) -> Tensor:
     part = buffer[offset : offset + tensor.numel() * dtype.itemsize].view(dtype)
     if channels_last and tensor.dim() == 4:  # not the bias
-        return part.view(tensor.movedim(1, -1).shape).movedim(-1, 1)
+        outputs, inputs, height, width = tensor.shape
+        return part.view(outputs, height, width, inputs).permute(0, 3, 1, 2)
     return part.view(tensor.shape)
 
 
