@@ -155,7 +155,7 @@ class MemoryRecorder:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif measured:
-            _return_freed_memory()
+            return_freed_memory()
             self._count_from_here()
         else:
             self._stop_counting()
@@ -241,7 +241,7 @@ class _ResidentWatch:
             self._highest = max(self._highest, anonymous_resident_bytes() or 0)
 
 
-def _return_freed_memory() -> None:
+def return_freed_memory() -> None:
     """Give the system back what the C library's allocator keeps of freed blocks: after training
     SD1.5 at 512 pixels, some hundreds of MiB that sampling could not use in one piece."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc

@@ -13,6 +13,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..memory import return_freed_memory
 from .kinds import Kind, build_on_meta
 from .storage import Int8Storage, Storage
 
@@ -118,6 +119,7 @@ class Model:
         Raises:
             InputError: A file is missing or damaged, or a weight is NaN or infinite.
         """
+        return_freed_memory()  # of the component before
         int8 = None
         if isinstance(dtype, Int8Storage):
             int8, dtype = dtype.activations(component), dtype.dtype
