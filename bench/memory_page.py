@@ -15,17 +15,12 @@ from .generated import RESULTS, rewrite
 def content() -> str:
     results = json.loads((RESULTS / "memory_table.json").read_text())
     runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("full_size_*.json"))]
-    measured = "\n".join(full_size_run.report(run) for run in runs)
-    return "\n".join(
-        [
-            "## The paper's columns\n",
-            memory_table.columns(results),
-            "## Whole runs, predicted\n",
-            memory_table.plans(results),
-            "## Whole runs, measured\n",
-            measured,
-        ]
-    )
+    sections = {
+        "The paper's columns": memory_table.columns(results),
+        "Whole runs, predicted": memory_table.plans(results),
+        "Whole runs, measured": "\n".join(f"{full_size_run.report(run)}\n" for run in runs),
+    }
+    return "\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
 
 
 if __name__ == "__main__":

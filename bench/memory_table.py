@@ -169,10 +169,12 @@ def columns(results: list[dict[str, Any]]) -> str:
 
 def plans(results: list[dict[str, Any]]) -> str:
     """What ``sopt.plan`` predicts for whole runs, as Markdown."""
+    if not any("ours" in found for found in results):
+        return ""
     lines = [f"| model | method | r | checkpointing | {' | '.join(PHASES)} | peak |"]
     lines.append("|" + "---|" * (5 + len(PHASES)))
     for found in results:
-        for row in found["ours"]:
+        for row in found.get("ours", []):  # not simulated yet
             sizes = [f"{row['phases'][p]:.0f}" if p in row["phases"] else "-" for p in PHASES]
             lines.append(
                 f"| {found['model']} | {row['method']} | {row['low_res_ratio']:g} "
