@@ -154,13 +154,13 @@ class MemoryRecorder:
         started = perf_counter()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        elif measured:
-            return_freed_memory()
-            self._count_from_here()
-        else:
+        elif not measured:
             self._stop_counting()
         self._watch.restart()
         try:
+            if measured and self.device.type != "cuda":
+                return_freed_memory()
+                self._count_from_here()
             yield
         except (OverBudget, torch.OutOfMemoryError) as error:
             raise InputError(self._too_much(name, error)) from error
@@ -194,8 +194,9 @@ class MemoryRecorder:
     def _count_from_here(self) -> None:
         if self._live is None:
             limit = self._budget.bytes if self._budget and not self._budget.of_process else None
-            self._live = LiveStorage(self._found, limit)
-            self._live.__enter__()
+            live = LiveStorage(self._found, limit)
+            live.__enter__()  # raises where too much is alive already
+            self._live = live
         self._live.peak = self._live.bytes
 
     def _stop_counting(self) -> None:

@@ -10,6 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import sopt
+from sopt import InputError
+from sopt.budget import Budget
 from sopt.memory import LiveStorage, MemoryRecorder, anonymous_resident_bytes
 
 KB = 1000  # elements of float32 tensors below: 4000 bytes each
@@ -213,3 +215,14 @@ def test_the_process_is_watched_within_a_phase():
             pass
     assert memory.process["a"] - memory.process["at_start"] >= 120 << 20
     assert memory.process["a"] - memory.process["b"] >= 100 << 20
+
+
+def test_what_is_alive_already_counts_against_a_budget():
+    block = torch.ones(1000)
+    recorder = MemoryRecorder(torch.device("cpu"), Budget(block.nbytes - 1))
+    with (
+        pytest.raises(InputError, match="out of memory in the phase load"),
+        recorder,
+        recorder.phase("load"),
+    ):
+        pass

@@ -141,8 +141,10 @@ def test_processes_that_all_restart_go_on_from_the_least_of_their_logs(tmp_path)
     """As after a failure under torchrun: one had logged a step more than the other."""
 
     def run(store, last_of_rank, digests):
+        models = [model_of() for _ in range(2)]  # not in the threads: they share torch's generator
+
         def process(rank):
-            model = model_of()
+            model = models[rank]
             exchange = Exchange(store, rank, 2, share="perturbations", timeout=20.0)
             optimizer = ZOSGD(
                 model.named_parameters(), 0.01, EPS, 2, log=tmp_path / f"{rank}", exchange=exchange
