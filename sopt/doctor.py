@@ -65,11 +65,11 @@ def _version(package: str) -> str | None:
 
 
 def _cpu() -> dict[str, Any]:
-    level = torch.backends.cpu.get_cpu_capability().lower()
+    level = cpu_level() or "none: libsopt is not installed"
     threads = torch.get_num_threads()
     return {
         "name": "cpu",
-        "description": f"{platform.machine()}, level {level}, {threads} threads, "
+        "description": f"{platform.machine()}, kernels of level {level}, {threads} threads, "
         f"OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}",
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }

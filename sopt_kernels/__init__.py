@@ -3,6 +3,7 @@
 And what makes the forward passes between them fast on the CPU: attention, and low-rank adapters.
 """
 
+from ._native import cpu_level
 from ._philox import philox4x32_10
 from ._registry import Body, backends
 from ._streams import stream_id
@@ -25,6 +26,7 @@ __all__ = [
     "attention_forward",
     "backends",
     "clamp_codes_",
+    "cpu_level",
     "int8_conv2d",
     "int8_linear",
     "noise",

@@ -466,7 +466,7 @@ print(json.dumps(killed))
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_twenty_kills_in_each_stage_cost_nothing(hollowed, tmp_path):
-    hollowed |= {"output": str(tmp_path), "steps": 40, "schedule": 0.1, "checkpoint_every": 3}
+    hollowed |= {"output": str(tmp_path), "steps": 8, "schedule": 0.2, "checkpoint_every": 3}
     script = [KILLER, str(Path(__file__).parent), json.dumps(hollowed), "20"]
     # A fork copies one thread only, so torch must not have started others.
     done = subprocess.run(
