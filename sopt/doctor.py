@@ -65,7 +65,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu() -> dict[str, Any]:
-    level = cpu_level() or "none: libsopt is not installed"
+    level = sopt_kernels.cpu_level() or "none: libsopt is not installed"
     threads = torch.get_num_threads()
     return {
         "name": "cpu",
