@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from test_streaming import MODELS, inputs_of, open_reduced
+from test_streaming import MODELS, inputs_of, open_reduced, reduced_models_go  # noqa: F401  a fixture
 
 from sopt import InputError
 from sopt.hollow.cuts import Cut, check_skips, find_cut, hole_modules, list_cuts

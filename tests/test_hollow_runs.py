@@ -16,7 +16,7 @@ import torch
 from pipelines import save_pictures
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_streaming import inputs_of, open_reduced, randomize
+from test_streaming import inputs_of, open_reduced, randomize, reduced_models_go  # noqa: F401  a fixture
 
 import sopt
 from sopt import InputError

@@ -34,6 +34,13 @@ def open_reduced(name):
     return open_model(micro_pipeline() if name == "micro" else family_pipeline(name))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def reduced_models_go():
+    """Else they would count in the tests that measure memory; also in modules that import this."""
+    yield
+    open_reduced.cache_clear()
+
+
 def inputs_of(model, side=None, batch=1, dtype=torch.float32):
     """What the U-Net takes, random."""
     config = model.configs["unet"]
