@@ -217,7 +217,7 @@ def test_a_fault_in_each_write_flush_and_rename_costs_nothing(settings, unbroken
             break
         failed.append(kind)
         at += 1
-    assert len(failed) == 41
+    assert len(failed) == 49
     assert set(failed) == {"write", "fsync", "replace"}
 
 
