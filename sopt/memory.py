@@ -215,7 +215,9 @@ class _ResidentWatch:
     INTERVAL = 0.02
 
     def __init__(self) -> None:
-        self._highest = 0
+        self._seen = [
+            0
+        ]  # a new list at each restart: what the thread looked at before goes nowhere
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="resident memory", daemon=True)
 
@@ -230,16 +232,17 @@ class _ResidentWatch:
 
     def restart(self) -> None:
         """Forget what was seen."""
-        self._highest = 0
+        self._seen = [0]
 
     def peak(self) -> int | None:
         """The highest since the last restart; None where the system does not say."""
         now = anonymous_resident_bytes()
-        return None if now is None else max(now, self._highest)
+        return None if now is None else max(now, *self._seen)
 
     def _run(self) -> None:
         while not self._stopped.wait(self.INTERVAL):
-            self._highest = max(self._highest, anonymous_resident_bytes() or 0)
+            seen = self._seen
+            seen[0] = max(seen[0], anonymous_resident_bytes() or 0)
 
 
 def return_freed_memory() -> None:
