@@ -255,8 +255,7 @@ SOPT_INLINE void gather_pixels(const T* from, int64_t stride, int64_t pixels, in
   for (int64_t k = 0; k < channels; k += L) {
     typename P::F rows[L];
     for (int64_t j = 0; j < L; ++j)
-      rows[j] =
-          k + j < channels ? load_some<P>(from + (k + j) * stride, pixels) : typename P::F{};
+      rows[j] = k + j < channels ? load_some<P>(from + (k + j) * stride, pixels) : typename P::F{};
     P::transpose(rows);
     for (int64_t j = 0; j < pixels; ++j)
       store_some<P>(to + j * channels + k, channels - k, rows[j]);

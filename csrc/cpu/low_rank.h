@@ -6,8 +6,8 @@
 namespace sopt {
 namespace {
 
-constexpr int kLowRankSide = 4;       // rows, and ranks, of a tile of inner products
-constexpr int kLowRankPacks = 4;      // of columns of y
+constexpr int kLowRankSide = 4;   // rows, and ranks, of a tile of inner products
+constexpr int kLowRankPacks = 4;  // of columns of y
 
 // Sums over the lanes of each of x: N packs of kLanes lanes to N numbers.
 template <class P, int N>
