@@ -67,7 +67,7 @@ SOPT_API sopt_status sopt_set_parallel_for(sopt_parallel_for parallel_for);
 
 /* Instruction-set level in use: sse42, avx2, avx512, avx512_vnni or avx512_bf16; neon; generic. The
  * best one that the processor has is chosen at load; forcing one is for tests. All levels give the
- * same bits, but for attention, low-rank adapters and int8 layers whose elements are not quantized. */
+ * same bits, but for attention, low-rank adapters and int8 layers of elements as they are. */
 SOPT_API const char* sopt_cpu_level(void);
 SOPT_API sopt_status sopt_set_cpu_level(const char* level);
 
