@@ -1,6 +1,6 @@
 """Training with the weights in memory and with the weights read from the file, side by side.
 
-    python -m bench.streamed_run --model random:sd15 --folder /tmp/sd15 [--resolution 512]
+    python -m bench.streamed_run --model random:sd15 --folder runs/sd15-files [--resolution 512]
                                  [--weights bfloat16] [--steps 2] [--json FILE]
 
 ``--folder`` gets the model in the layout of diffusers, if it is not there yet: a random one is
