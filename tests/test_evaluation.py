@@ -105,7 +105,8 @@ def test_the_transform_is_the_published_one():
     middle = np.asarray(wide.crop((138, 16, 362, 240)))
     given = to_input(wide, 256, 224, "dino").permute(1, 2, 0).numpy()
     mean, deviation = np.array(NORMALIZATION["dino"])
-    np.testing.assert_allclose((given * deviation + mean) * 255, middle, atol=1e-3)  # units of 1.5e-5, some roundings
+    # Of values up to 255 in float32, whose unit is 1.5e-5, some roundings
+    np.testing.assert_allclose((given * deviation + mean) * 255, middle, atol=1e-3)
 
 
 @pytest.mark.parametrize(
