@@ -96,7 +96,7 @@ def settings(micro_folder, pictures, tmp_path):
 
 @pytest.fixture
 def own_memory(monkeypatch):
-    """Memory is measured without the tensors that are alive already, such as other tests' caches."""
+    """Memory is measured without the tensors alive already, such as other tests' caches."""
     from sopt.memory import LiveStorage
 
     with LiveStorage() as live:  # held until the test ends: nothing else gets their addresses
