@@ -74,7 +74,7 @@ class _Simulated(FakeTensorMode):
             if any(isinstance(x, Tensor) for x in tree_leaves((args, kwargs))):
                 with _disable_current_modes():  # real tensors, such as a sampler's, stay so
                     return func(*args, **(kwargs or {}))
-        elif func is torch.ops.aten._local_scalar_dense.default:  # bool(), item() and tolist()
+        elif func.name() == "aten::_local_scalar_dense":  # what bool(), item() and tolist() read
             return _one(*args)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
