@@ -28,6 +28,7 @@ from .models import Model, inject_lora
 from .models.forwards import speed_up_forwards
 from .models.gates import recompute_gates
 from .models.storage import Storage
+from .processes import Processes
 from .steps.backprop import backprop_step
 from .steps.loss import Loss, Sample, diffusion_loss
 from .steps.seeds import Tag, seed64
@@ -46,6 +47,7 @@ class Training(ABC):
     Args:
         config: With device, resolution and weights resolved.
         memory: Gets the phases "load" and "cache", and "precompute" for a hollow.
+        processes: That train together; this one alone, if not given.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class Training(ABC):
         model: Model,
         pictures: Sequence[Picture],
         memory: MemoryRecorder,
+        processes: Processes | None = None,
     ) -> None:
+        self._processes = processes or Processes()
         self._config = config
         self._model = model
         self._memory = memory
@@ -88,8 +92,9 @@ class Training(ABC):
     def _make_optimizer(self) -> torch.optim.Optimizer: ...
 
     @abstractmethod
-    def _loss(self, step: int, timestep: int, side: int) -> Loss:
-        """The loss of a step's sample at one side, a function of the trained weights."""
+    def _loss(self, step: int, timestep: int, side: int, share: int = 0) -> Loss:
+        """The loss of a step's sample at one side, a function of the trained weights; ``share``
+        is that of :meth:`Cache.draw`."""
 
     @abstractmethod
     def zeroth_order(self, step: int, timestep: int) -> dict[str, Any]:
@@ -97,8 +102,11 @@ class Training(ABC):
 
     def backprop(self, step: int, timestep: int) -> dict[str, Any]:
         """A backprop step at the low side: what the history says about it."""
-        loss = self._loss(step, timestep, self._config.low_resolution)
-        return {"loss": backprop_step(self.adapter, loss, self.optimizer)}
+        processes = self._processes
+        loss = self._loss(step, timestep, self._config.low_resolution, processes.rank)
+        value = backprop_step(self.adapter, loss, self.optimizer, processes.average_)
+        several = {"samples": processes.world_size} if processes.world_size > 1 else {}
+        return {"loss": value, **several}
 
     def fingerprint(self) -> str:
         """A name for the frozen networks."""
@@ -149,12 +157,13 @@ class LoraTraining(Training):
         pictures: Sequence[Picture],
         memory: MemoryRecorder,
         folder: Callable[[], Path] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self._folder = folder
         self._hollow: Hollow | None = None
         self._weights: str | None = None  # fingerprint, where it is not taken from the network
         self._together: Together | None = None
-        super().__init__(config, model, pictures, memory)
+        super().__init__(config, model, pictures, memory, processes)
         self._weighting: dict[str, Any] = {
             "min_snr": config.min_snr,
             "prior_weight": config.prior_weight,
@@ -195,14 +204,14 @@ class LoraTraining(Training):
     def _make_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.adapter.values(), lr=self._config.lr)
 
-    def draw(self, step: int, timestep: int, side: int) -> Sample:
+    def draw(self, step: int, timestep: int, side: int, share: int = 0) -> Sample:
         """What the loss of a step is computed on, at one side in pixels."""
         if self._hollow is None:
-            return self._cache.draw(self._config.seed, step, timestep, side)
+            return self._cache.draw(self._config.seed, step, timestep, side, share)
         return self._hollow.draw(step, timestep, side)
 
-    def _loss(self, step: int, timestep: int, side: int) -> Loss:
-        sample = self.draw(step, timestep, side)
+    def _loss(self, step: int, timestep: int, side: int, share: int = 0) -> Loss:
+        sample = self.draw(step, timestep, side, share)
         return partial(diffusion_loss, self._predict, self._scheduler, sample, **self._weighting)
 
     def zeroth_order(self, step: int, timestep: int) -> dict[str, Any]:
@@ -210,6 +219,7 @@ class LoraTraining(Training):
         assert config.resolution is not None
         seeds = self._directions(step)
         options: dict[str, Any] = {"lr": config.zo_lr, "eps": config.eps, "noise": config.noise}
+        options["share"] = partial(self._processes.losses, step)
         if self._together is None:
             loss = self._loss(step, timestep, config.resolution)
             update = zeroth_order_step(self.adapter, loss, seeds, **options)
@@ -235,10 +245,11 @@ def make_training(
     pictures: Sequence[Picture],
     memory: MemoryRecorder,
     folder: Callable[[], Path] | None = None,
+    processes: Processes | None = None,
 ) -> Training:
     """The training of what the settings name; ``folder`` as for :class:`LoraTraining`."""
     if config.train == "lora":
-        return LoraTraining(config, model, pictures, memory, folder)
+        return LoraTraining(config, model, pictures, memory, folder, processes)
     from .token.training import TokenTraining  # here: it builds on this module
 
     return TokenTraining(config, model, pictures, memory)

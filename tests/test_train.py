@@ -288,7 +288,8 @@ def test_no_gradient_is_alive_in_a_zeroth_order_step(settings, quick, monkeypatc
 def test_losses_that_are_not_finite_are_skipped_and_counted(
     settings, quick, monkeypatch, micro_model, caplog
 ):
-    monkeypatch.setattr("sopt.training.diffusion_loss", lambda *a, **k: torch.tensor(float("nan")))
+    nan = torch.tensor(float("nan"), requires_grad=True)
+    monkeypatch.setattr("sopt.training.diffusion_loss", lambda *a, **k: nan)
     run = sopt.train(**settings)
     assert same_bits(adapter_of(run), initial_adapter(micro_model))
     for entry in run.history:

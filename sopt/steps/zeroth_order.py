@@ -28,6 +28,15 @@ class ZerothOrderUpdate:
 Write = Callable[[int, Sequence[str]], None]
 Losses = Callable[[int, Write], list[Tensor]]
 
+# Has the two losses along each of some seeds evaluated, (seeds, 2): perhaps some of them by other
+# processes. Gives the seeds along which there are losses, and these.
+Evaluate = Callable[[Sequence[int]], Tensor]
+Share = Callable[[Sequence[int], Evaluate], tuple[list[int], Tensor]]
+
+
+def _evaluate_all(seeds: Sequence[int], evaluate: Evaluate) -> tuple[list[int], Tensor]:
+    return list(seeds), evaluate(seeds)
+
 
 def zeroth_order_step(
     adapter: Mapping[str, Tensor],
@@ -37,6 +46,7 @@ def zeroth_order_step(
     lr: float,
     eps: float,
     noise: str = "gaussian",
+    share: Share = _evaluate_all,
 ) -> ZerothOrderUpdate | None:
     r"""Update ``adapter`` by two-sided simultaneous perturbation along N random directions.
 
@@ -55,6 +65,7 @@ def zeroth_order_step(
         lr: :math:`\alpha`; any finite number. A negative one ascends.
         eps: :math:`\epsilon`, size of a perturbation in units of the weights.
         noise: ``"gaussian"`` or ``"rademacher"``.
+        share: Who evaluates which losses. N is the number of seeds along which it gives some.
 
     Returns:
         The update; None if a loss or a coefficient was not finite, in which case the weights are
@@ -81,7 +92,7 @@ def zeroth_order_step(
         return losses
 
     return zeroth_order_step_together(
-        adapter, one_after_the_other, seeds, lr=lr, eps=eps, noise=noise
+        adapter, one_after_the_other, seeds, lr=lr, eps=eps, noise=noise, share=share
     )
 
 
@@ -94,6 +105,7 @@ def zeroth_order_step_together(
     lr: float,
     eps: float,
     noise: str = "gaussian",
+    share: Share = _evaluate_all,
 ) -> ZerothOrderUpdate | None:
     """:func:`zeroth_order_step` where the 2 N forwards may take turns, one layer after the other.
 
@@ -103,28 +115,33 @@ def zeroth_order_step_together(
             two different lists of names.
     """
     params = list(adapter.values())
-    moved: dict[tuple[str, ...], CopiedWeights] = {}
 
-    def write(number: int, names: Sequence[str]) -> None:
-        key = tuple(names)
-        if key not in moved:
-            chosen = {name: adapter[name] for name in key}
-            moved[key] = CopiedWeights(0, chosen, noise, "nearest")
-        moved[key].move(seeds[number // 2], -eps if number % 2 else eps, 0)
+    def evaluate(chosen: Sequence[int]) -> Tensor:
+        moved: dict[tuple[str, ...], CopiedWeights] = {}
 
-    try:
-        losses = losses_of(2 * len(seeds), write)
-    finally:
-        for weights in moved.values():
-            weights.home()
-    plus, minus = torch.stack(losses).float().view(-1, 2).unbind(1)  # (N,) each
+        def write(number: int, names: Sequence[str]) -> None:
+            key = tuple(names)
+            if key not in moved:
+                own = {name: adapter[name] for name in key}
+                moved[key] = CopiedWeights(0, own, noise, "nearest")
+            moved[key].move(chosen[number // 2], -eps if number % 2 else eps, 0)
+
+        try:
+            losses = losses_of(2 * len(chosen), write)
+        finally:
+            for weights in moved.values():
+                weights.home()
+        return torch.stack(losses).float().view(-1, 2)
+
+    seeds, losses = share(seeds, evaluate)
+    plus, minus = losses.to(params[0].device).unbind(1)  # (N,) each
     slopes = (plus - minus) / (2 * eps)
     coefficients = slopes * (-lr / len(seeds))
     if not torch.isfinite(coefficients).all():
         return None
-    add_noise_(params, list(seeds), coefficients, streams=list(adapter), kind=noise)
+    add_noise_(params, seeds, coefficients, streams=list(adapter), kind=noise)
     return ZerothOrderUpdate(
-        loss=torch.stack(losses).float().mean().item(),
-        seeds=list(seeds),
+        loss=losses.mean().item(),
+        seeds=seeds,
         coefficients=[coefficient.item() for coefficient in coefficients],
     )

@@ -61,8 +61,8 @@ class TokenTraining(Training):
             }
         return torch.optim.Adam(rows, lr=config.lr)
 
-    def _loss(self, step: int, timestep: int, side: int) -> Loss:
-        drawn = self._cache.draw_subject(self._config.seed, step, timestep, side)
+    def _loss(self, step: int, timestep: int, side: int, share: int = 0) -> Loss:
+        drawn = self._cache.draw_subject(self._config.seed, step, timestep, side, share)
 
         def loss() -> Tensor:
             sample = drawn.sample(self._text.encode(drawn.caption))
