@@ -13,6 +13,7 @@ from .memory import MemoryRecorder
 from .models import Model
 from .models.conditioning import Prompt, encode_prompts, time_ids
 from .models.storage import Storage, float_dtype
+from .models.tiles import enable_tiles
 from .steps.loss import Sample
 from .steps.seeds import Tag, integer, noise, seed64
 from .streaming import open_text_encoder
@@ -143,8 +144,7 @@ def _encode_pictures(
     with memory.phase("load"):
         vae = model.load("vae", dtype, memory.device, dropped=VAE_DECODER)
         if tiled:
-            vae.enable_tiling()
-            vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // model.vae_factor
+            enable_tiles(vae, TILE, model.vae_factor)
     encoded: dict[int, list[EncodedPicture]] = {side: [] for side in sides}
     with memory.phase("cache"):
         for picture in pictures:

@@ -22,6 +22,7 @@ from .models.added_tokens import add_rows, add_tokens
 from .models.batches import take_one_at_a_time
 from .models.forwards import speed_up_forwards
 from .models.storage import Storage, float_dtype
+from .models.tiles import enable_tiles
 from .streaming import open_network, open_text_encoder
 from .token.files import LearnedToken, load_token
 
@@ -167,9 +168,7 @@ class Stages:
         )
         vae = self.model.load("vae", dtype, self.device, dropped=VAE_ENCODER)
         if self.low_memory:
-            vae.enable_tiling()
-            vae.tile_latent_min_size = TILE
-            vae.tile_sample_min_size = TILE * self.model.vae_factor
+            enable_tiles(vae, TILE * self.model.vae_factor, self.model.vae_factor)
         for batch in latents:
             scaled = (batch.float() / vae.config.scaling_factor).to(dtype)
             yield vae.decode(scaled, return_dict=False)[0].float()

@@ -221,18 +221,19 @@ class _Simulation:
             one = replace(config, num_perturbations=1)  # the others repeat the first
         if config.schedule != 0.0:
             zo = replace(one, schedule=1.0, checkpointing=False, steps=MOST)
-            beside = config.schedule != 1.0  # the state of the optimizer of backprop
             together = (config.estimator, config.perturbation_batch, one.num_perturbations)
-            key = ("zo", zo.resolution, common, together, beside)
-            found |= self._once(key, zo, "train-zo", beside)
+            found |= self._once(("zo", zo.resolution, common, together), zo, "train-zo")
+            alone = found.pop("train-zo-alone")
+            if config.schedule == 1.0:
+                found["train-zo"] = alone
         if config.schedule != 1.0:
             low, kept = config.low_resolution, config.checkpointing
             bp = replace(one, schedule=0.0, steps=MOST)
             key = ("bp", low, kept, common)
-            self._raise(found, self._once(key, bp, "train-bp", True))
+            self._raise(found, self._once(key, bp, "train-bp"))
         if config.samples:
             key = ("sample", config.resolution, common)
-            self._raise(found, self._once(key, config, "sample", False))
+            self._raise(found, self._once(key, config, "sample"))
         return found
 
     @staticmethod
@@ -240,23 +241,28 @@ class _Simulation:
         for phase, peak in more.items():
             found[phase] = max(peak, found.get(phase, 0))
 
-    def _once(self, key: Any, config: TrainConfig, phase: str, optimizes: bool) -> dict[str, int]:
+    def _once(self, key: Any, config: TrainConfig, phase: str) -> dict[str, int]:
         if key not in self._known:
-            self._known[key] = self._run(config, phase, optimizes)
+            self._known[key] = self._run(config, phase)
         return self._known[key]
 
-    def _run(self, config: TrainConfig, phase: str, optimizes: bool) -> dict[str, int]:
+    def _run(self, config: TrainConfig, phase: str) -> dict[str, int]:
+        """The peaks of the phases up to ``phase``; zeroth-order steps also without backprop's."""
         with simulated_tensors(), MemoryRecorder(torch.device("cpu"), found=False) as memory:
             if phase == "sample":
                 self._sample(config, memory)
                 return {"sample": memory.peaks["sample"]}
             training = make_training(config, self._model, self._pictures, memory)
-            if optimizes:
-                training.make_optimizer_state()
+            training.make_optimizer_state()
             with memory.phase(phase):
                 step = training.zeroth_order if phase == "train-zo" else training.backprop
                 step(1, 0)
-            return dict(memory.peaks)
+            peaks = dict(memory.peaks)
+            if phase == "train-zo":  # alive all the while: the state of backprop's optimizer
+                states = training.optimizer.state.values()
+                idle = sum(x.nbytes for state in states for x in state.values())
+                peaks["train-zo-alone"] = peaks["train-zo"] - idle
+            return peaks
 
     def _sample(self, config: TrainConfig, memory: MemoryRecorder) -> None:
         assert config.resolution is not None

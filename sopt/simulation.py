@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from .models import Model
@@ -26,7 +26,7 @@ def simulated_tensors() -> Iterator[None]:
 
     A value that decides something (is the loss finite?) reads as 1, which is true.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), _ScalarsAreOne():
+    with _Simulated(allow_non_fake_inputs=True):
         yield
 
 
@@ -68,15 +68,15 @@ class _NoSource:
         pass
 
 
-class _ScalarsAreOne(TorchDispatchMode):
+class _Simulated(FakeTensorMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if tensors and not any(isinstance(x, FakeTensor) for x in tensors):
-            with _disable_current_modes():  # real tensors, such as a sampler's, stay so
-                return func(*args, **(kwargs or {}))
-        if func.name() == "aten::_local_scalar_dense":  # what bool(), item() and tolist() read
-            return _one(*tensors)
-        return func(*args, **(kwargs or {}))
+        if FakeTensor not in types:
+            if any(isinstance(x, Tensor) for x in tree_leaves((args, kwargs))):
+                with _disable_current_modes():  # real tensors, such as a sampler's, stay so
+                    return func(*args, **(kwargs or {}))
+        elif func.name() == "aten::_local_scalar_dense":  # what bool(), item() and tolist() read
+            return _one(*args)
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def _one(tensor: Tensor) -> bool | int | float:

@@ -42,6 +42,7 @@ def test_what_is_no_budget_is_refused(text):
         Budget.parse(text)
 
 
+@pytest.mark.usefixtures("own_memory")
 @pytest.mark.parametrize("schedule, checkpointing", [(0.5, True), (0.0, False)])
 def test_the_peaks_of_a_run_are_those_of_its_plan(settings, small, schedule, checkpointing):
     chosen = {"schedule": schedule, "checkpointing": checkpointing, "steps": 8}
@@ -92,6 +93,7 @@ def test_rows_that_fit_come_first_and_the_fastest_of_them(small, told):
     assert {row.method for row in sopt.plan(schedule="tap", **free)} == {"selective"}
 
 
+@pytest.mark.usefixtures("own_memory")
 def test_a_budget_decides_about_checkpointing(settings, small):
     small |= {"low_res_ratio": 1.0, "method": "selective", "samples": False}
     rows = sopt.plan(**small)
