@@ -19,6 +19,7 @@ from .budget import Budget
 from .errors import InputError, nearest
 from .lean_settings import FLOATS, LeanSettings, check_lean_settings
 from .lean_settings import RULES as LEAN_RULES
+from .steps.noise_floor import AUTO
 from .token.settings import RULES as TOKEN_RULES
 from .token.settings import TokenSettings, check_token_settings, token_defaults
 
@@ -158,8 +159,12 @@ class TrainConfig(LeanSettings, TokenSettings):
             "0 skips the update and a negative one ascends, both for control experiments"
         ),
     )
-    eps: float = field(
-        default=1e-2, metadata=_help("size of the zeroth-order perturbation, above 0")
+    eps: float | str = field(
+        default=1e-2,
+        metadata=_help(
+            "size of the zeroth-order perturbation, above 0; auto measures before the first step "
+            "how large it must be to stand out of rounding"
+        ),
     )
     num_perturbations: int = field(
         default=4, metadata=_help("random directions per zeroth-order step, at least 1")
@@ -330,6 +335,8 @@ def _checked(name: str, value: Any) -> Any:
             if not 0 < ratio <= 1:
                 raise InputError(f"low_res_ratio must be in (0, 1], got {value!r}")
             return ratio
+        case "eps" if value == AUTO:
+            return value
         case "lr" | "eps" | "min_snr" | "prior_weight":
             return checks.positive(name, value)
         case "zo_lr":

@@ -38,6 +38,7 @@ from .run_folder import Run, RunFolder, picture_fingerprint
 from .sampling import generate, png_bytes
 from .schedules import make_schedule
 from .steps.draws import draw_step
+from .steps.noise_floor import AUTO
 from .token.words import check_captions, learn_word
 from .training import frozen_fingerprint, make_training
 
@@ -176,7 +177,11 @@ def _optimize(
         logger.info("continuing the run in %s after step %d", folder.path, start)
         memory.peaks |= {k: max(v, memory.peaks.get(k, 0)) for k, v in previous.peaks.items()}
         del previous
-    processes.begin(start, identity | {"weights": weights}, backprop=config.schedule != 1.0)
+    if config.eps == AUTO and config.schedule != 0.0:
+        with memory.phase("train-zo"):
+            training.settle_eps()
+    same = identity | {"weights": weights, "chosen_eps": training.eps}
+    processes.begin(start, same, backprop=config.schedule != 1.0)
     processes.compare(start, adapter)
     writes = processes.writes
     if writes:
@@ -204,6 +209,8 @@ def _optimize(
                 skipped[branch] += 1
             seconds = time.perf_counter() - started
             entry = {"step": i, "branch": branch, "timestep": t, "p_zo": p_zo, **outcome}
+            if zo and config.eps == AUTO:
+                entry["eps"] = training.eps
             if history is not None:
                 history.append({**entry, "seconds": seconds})
             _show(progress, branch, outcome["loss"], memory)

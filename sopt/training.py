@@ -6,6 +6,7 @@ One class per kind of what is trained: :class:`LoraTraining` here, :class:`Token
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -31,10 +32,18 @@ from .models.storage import Storage
 from .processes import Processes
 from .steps.backprop import backprop_step
 from .steps.loss import Loss, Sample, diffusion_loss
+from .steps.noise_floor import ALLOWED, AUTO, LADDER, NUM_TIMESTEPS, choose_eps, evenly
 from .steps.seeds import Tag, seed64
-from .steps.zeroth_order import zeroth_order_step, zeroth_order_step_together
+from .steps.zeroth_order import (
+    Losses,
+    losses_along,
+    one_after_the_other,
+    zeroth_order_step_together,
+)
 from .streaming import network_fingerprint, open_network
 from .streaming.together import Together
+
+logger = logging.getLogger(__name__)
 
 
 class Training(ABC):
@@ -43,6 +52,7 @@ class Training(ABC):
     Attributes:
         adapter: What is trained, float32, by canonical name.
         optimizer: Of the backprop steps.
+        eps: The size of perturbations; with ``eps="auto"`` what :meth:`settle_eps` chose.
 
     Args:
         config: With device, resolution and weights resolved.
@@ -75,6 +85,8 @@ class Training(ABC):
         self._unet = unet
         self._scheduler = model.noise_scheduler()
         self.optimizer = self._make_optimizer()
+        self.eps = LADDER[0] if config.eps == AUTO else float(config.eps)
+        self._settled = config.eps != AUTO
 
     @abstractmethod
     def _build_cache(self, pictures: Sequence[Picture], dtype: Storage) -> Cache: ...
@@ -113,12 +125,41 @@ class Training(ABC):
         return fingerprint(self._unet)
 
     @abstractmethod
+    def _slopes(self, step: int, timestep: int, seeds: Sequence[int], eps: float) -> Tensor:
+        """The loss's directional derivatives (N,) at a step's sample, by forward passes."""
+
+    def settle_eps(self) -> None:
+        """With ``eps="auto"``, unless a checkpoint said it: measure, choose, and say what."""
+        if self._settled:
+            return
+        config = self._config
+
+        def slopes(eps: float) -> Tensor:
+            times = evenly(config.timesteps, NUM_TIMESTEPS)
+            found = [self._slopes(0, t, self._directions(0), eps) for t in times]
+            return torch.cat(found)
+
+        chosen, measured = choose_eps(slopes)
+        self.eps, self._settled = chosen.eps, True
+        seen = ", ".join(f"{floor.ratio:.2f} at {floor.eps:g}" for floor in measured)
+        logger.info("eps='auto': %g; rounding noise over slopes is %s", chosen.eps, seen)
+        if chosen.ratio > ALLOWED:
+            logger.warning(
+                "eps='auto': at no size do slopes stand out of rounding by %g times; weights of "
+                "more bits or a larger num_perturbations would help",
+                1 / ALLOWED,
+            )
+
     def state(self) -> dict[str, Tensor]:
         """What the steps keep besides the adapter and ``optimizer``, for a checkpoint."""
+        if self._config.eps != AUTO:
+            return {}
+        return {"eps": torch.tensor(self.eps, dtype=torch.float64)}
 
-    @abstractmethod
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what :meth:`state` gave."""
+        if self._config.eps == AUTO:
+            self.eps, self._settled = state["eps"].item(), True
 
     def make_optimizer_state(self) -> None:
         """Have the optimizer's state exist, as after the first backprop step."""
@@ -218,25 +259,28 @@ class LoraTraining(Training):
         config = self._config
         assert config.resolution is not None
         seeds = self._directions(step)
-        options: dict[str, Any] = {"lr": config.zo_lr, "eps": config.eps, "noise": config.noise}
+        options: dict[str, Any] = {"lr": config.zo_lr, "eps": self.eps, "noise": config.noise}
         options["share"] = partial(self._processes.losses, step)
-        if self._together is None:
-            loss = self._loss(step, timestep, config.resolution)
-            update = zeroth_order_step(self.adapter, loss, seeds, **options)
-        else:
-            sample = self.draw(step, timestep, config.resolution)
-            losses = partial(self._together.losses, self._scheduler, sample, self._weighting)
-            update = zeroth_order_step_together(self.adapter, losses, seeds, **options)
+        losses = self._losses(step, timestep)
+        update = zeroth_order_step_together(self.adapter, losses, seeds, **options)
         return asdict(update) if update else skipped()
+
+    def _losses(self, step: int, timestep: int) -> Losses:
+        """What evaluates the forwards of a zeroth-order step."""
+        assert self._config.resolution is not None
+        if self._together is None:
+            loss = self._loss(step, timestep, self._config.resolution)
+            return one_after_the_other(self.adapter, loss)
+        sample = self.draw(step, timestep, self._config.resolution)
+        return partial(self._together.losses, self._scheduler, sample, self._weighting)
+
+    def _slopes(self, step: int, timestep: int, seeds: Sequence[int], eps: float) -> Tensor:
+        losses, noise = self._losses(step, timestep), self._config.noise
+        plus, minus = losses_along(self.adapter, losses, seeds, eps=eps, noise=noise).unbind(1)
+        return (plus - minus) / (2 * eps)
 
     def fingerprint(self) -> str:
         return super().fingerprint() if self._weights is None else self._weights
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        assert not state
 
 
 def make_training(

@@ -84,16 +84,22 @@ def zeroth_order_step(
         (10.0, tensor([1.5000]))
     """
 
-    def one_after_the_other(count: int, write: Write) -> list[Tensor]:
+    return zeroth_order_step_together(
+        adapter, one_after_the_other(adapter, loss), seeds, lr=lr, eps=eps, noise=noise, share=share
+    )
+
+
+def one_after_the_other(adapter: Mapping[str, Tensor], loss: Loss) -> Losses:
+    """What evaluates one forward after the other, each with the whole adapter perturbed."""
+
+    def losses_of(count: int, write: Write) -> list[Tensor]:
         losses = []
         for number in range(count):
             write(number, list(adapter))
             losses.append(loss())
         return losses
 
-    return zeroth_order_step_together(
-        adapter, one_after_the_other, seeds, lr=lr, eps=eps, noise=noise, share=share
-    )
+    return losses_of
 
 
 @torch.no_grad()
@@ -117,21 +123,7 @@ def zeroth_order_step_together(
     params = list(adapter.values())
 
     def evaluate(chosen: Sequence[int]) -> Tensor:
-        moved: dict[tuple[str, ...], CopiedWeights] = {}
-
-        def write(number: int, names: Sequence[str]) -> None:
-            key = tuple(names)
-            if key not in moved:
-                own = {name: adapter[name] for name in key}
-                moved[key] = CopiedWeights(0, own, noise, "nearest")
-            moved[key].move(chosen[number // 2], -eps if number % 2 else eps, 0)
-
-        try:
-            losses = losses_of(2 * len(chosen), write)
-        finally:
-            for weights in moved.values():
-                weights.home()
-        return torch.stack(losses).float().view(-1, 2)
+        return losses_along(adapter, losses_of, chosen, eps=eps, noise=noise)
 
     seeds, losses = share(seeds, evaluate)
     plus, minus = losses.to(params[0].device).unbind(1)  # (N,) each
@@ -145,3 +137,31 @@ def zeroth_order_step_together(
         seeds=seeds,
         coefficients=[coefficient.item() for coefficient in coefficients],
     )
+
+
+@torch.no_grad()
+def losses_along(
+    adapter: Mapping[str, Tensor],
+    losses_of: Losses,
+    seeds: Sequence[int],
+    *,
+    eps: float,
+    noise: str = "gaussian",
+) -> Tensor:
+    """The losses (N, 2), float32, at ``+eps`` and ``-eps`` along N directions; the adapter is left
+    alone. The arguments are those of :func:`zeroth_order_step_together`."""
+    moved: dict[tuple[str, ...], CopiedWeights] = {}
+
+    def write(number: int, names: Sequence[str]) -> None:
+        key = tuple(names)
+        if key not in moved:
+            own = {name: adapter[name] for name in key}
+            moved[key] = CopiedWeights(0, own, noise, "nearest")
+        moved[key].move(seeds[number // 2], -eps if number % 2 else eps, 0)
+
+    try:
+        losses = losses_of(2 * len(seeds), write)
+    finally:
+        for weights in moved.values():
+            weights.home()
+    return torch.stack(losses).float().view(-1, 2)
