@@ -38,9 +38,9 @@ _runs = itertools.count()  # of this process; every process does the same ones i
 
 def check_processes(config: TrainConfig, world_size: int) -> None:
     """Raise InputError for settings that do not go with so many processes."""
-    several = f"does not go with {world_size} processes"
     if world_size == 1:
         return
+    several = f"does not go with {world_size} processes"
     if config.train != "lora":
         raise InputError(f"train={config.train!r} {several}, which train a LoRA together")
     if config.hollow is not None:
@@ -59,7 +59,7 @@ def take_gpu(device: str | None) -> None:
     """Have "cuda" mean another GPU in each process of a machine.
 
     Raises:
-        InputError: There are less GPUs than processes.
+        InputError: There are fewer GPUs than processes.
     """
     if launch.world_size() == 1 or device not in (None, "cuda") or not torch.cuda.is_available():
         return
