@@ -7,6 +7,7 @@ Process 0 alone writes files.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.distributed import PrefixStore, ProcessGroupGloo, Store
+from torch.distributed import PrefixStore, Store
 
 from . import launch
 from .config import TrainConfig
@@ -29,6 +30,7 @@ from .optim.tensors import digest
 # Seconds that a zeroth-order step waits for the losses of a process: longer than the forwards of
 # one perturbation take at 1024 pixels on two cores, by which some are ahead of the others.
 TIMEOUT = 600.0
+AVERAGE_TIMEOUT = timedelta(minutes=30)  # in which all come to a backprop step
 MOST_PERTURBATIONS = 2**16  # that the exchange can number
 
 _runs = itertools.count()  # of this process; every process does the same ones in the same order
@@ -36,9 +38,9 @@ _runs = itertools.count()  # of this process; every process does the same ones i
 
 def check_processes(config: TrainConfig, world_size: int) -> None:
     """Raise InputError for settings that do not go with so many processes."""
-    several = f"does not go with {world_size} processes"
     if world_size == 1:
         return
+    several = f"does not go with {world_size} processes"
     if config.train != "lora":
         raise InputError(f"train={config.train!r} {several}, which train a LoRA together")
     if config.hollow is not None:
@@ -57,7 +59,7 @@ def take_gpu(device: str | None) -> None:
     """Have "cuda" mean another GPU in each process of a machine.
 
     Raises:
-        InputError: There are less GPUs than processes.
+        InputError: There are fewer GPUs than processes.
     """
     if launch.world_size() == 1 or device not in (None, "cuda") or not torch.cuda.is_available():
         return
@@ -84,7 +86,8 @@ class Processes:
 
     def __init__(self, store: Store | None = None, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
-        self._store, self._group = store, None
+        self._store = store
+        self._group: Any = None  # a ProcessGroupGloo, for which PyTorch declares no allreduce
         if store is not None:
             inner = PrefixStore("losses", store)
             self._exchange = Exchange(
@@ -131,8 +134,9 @@ class Processes:
                     f"step {theirs[0]} in it and process {self.rank} step {step}"
                 )
         if backprop:
-            self._group = ProcessGroupGloo(
-                PrefixStore("gradients", self._store), self.rank, self.world_size
+            inner = PrefixStore("gradients", self._store)
+            self._group = torch.distributed.ProcessGroupGloo(
+                inner, self.rank, self.world_size, AVERAGE_TIMEOUT
             )
 
     def losses(
@@ -171,7 +175,7 @@ class Processes:
             self._raise_if_failed()
             raise RuntimeError(
                 f"process {self.rank} cannot average gradients: another process is gone, or has "
-                "not come to this step for half an hour"
+                f"not come to this step within {AVERAGE_TIMEOUT}"
             ) from error
         means = flat.div_(self.world_size).split([x.numel() for x in tensors])
         for x, mean in zip(tensors, means, strict=True):
@@ -219,7 +223,9 @@ class Processes:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         # After a Ctrl-C all stop by themselves, and must not fail before they have.
         if self._store is not None and isinstance(error, Exception):
-            self._store.compare_set("failed", "", f"{self.rank}, {type(error).__name__}: {error}")
+            text = f"{self.rank}, {type(error).__name__}: {error}"
+            with contextlib.suppress(torch.distributed.DistError):  # gone, with who served it
+                self._store.compare_set("failed", "", text)
 
     def _raise_if_failed(self) -> None:
         assert self._store is not None
@@ -229,12 +235,12 @@ class Processes:
     def _wait_for(self, key: str) -> bytes:
         assert self._store is not None
         while True:
-            self._raise_if_failed()
             try:
                 self._store.wait([key], timedelta(seconds=1))  # no Ctrl-C is noticed meanwhile
             except torch.distributed.DistStoreError:
-                continue
-            return self._store.get(key)
+                self._raise_if_failed()
+            else:
+                return self._store.get(key)
 
 
 @cache

@@ -168,6 +168,50 @@ def test_forward_steps_go_on_without_a_process_that_is_lost(runs):
     assert adapter_bytes(output)
 
 
+def torchrun(*arguments):
+    """Two processes; torchrun itself sets their OMP_NUM_THREADS to 1."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    subprocess.run([*command, "--nproc-per-node", "2", *arguments], check=True, timeout=600)
+
+
+def options(settings):
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+@pytest.mark.slow
+def test_torchrun_of_the_command_gives_the_adapter_of_one_process(runs, settings):
+    settings |= {"steps": 4, "seed": 6, "method": "zeroth-order", "num_perturbations": 3}
+    del settings["schedule"]
+    torchrun("-m", "sopt.cli", "train", *options(settings))
+    assert adapter_bytes(Path(settings["output"])) == adapter_bytes(runs["forward alone"][1])
+
+
+RESTARTED = """
+import os, signal, sys
+import pytest
+from pipelines import act_at_loss
+from sopt.cli import main
+
+if (os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]) == ("0", "1"):
+    act_at_loss(pytest.MonkeyPatch(), 4, lambda: os.kill(os.getpid(), signal.SIGKILL))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_torchrun_starts_again_end_in_the_same_bits(
+    runs, settings, tmp_path, monkeypatch
+):
+    program = tmp_path / "restarted.py"
+    program.write_text(RESTARTED)
+    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{HERE.parent}")
+    settings |= {"steps": 4, "seed": 6, "num_perturbations": 2, "samples": "false"}
+    torchrun("--max-restarts", "1", str(program), "train", *options(settings))
+    output = Path(settings["output"])
+    assert adapter_bytes(output) == adapter_bytes(runs["both"][1])
+    assert history(output) == history(runs["both"][1])
+
+
 def test_what_is_missing_is_left_out_and_n_corrected():
     weight, seeds = torch.tensor([3.0, 1.0]), [1, 2, 3]
     start, found = weight.clone(), {}
@@ -266,7 +310,7 @@ def test_an_error_in_one_process_ends_the_waiting_of_the_others():
 @pytest.mark.parametrize("bad, message", [
     ({"num_perturbations": 3}, r"num_perturbations must be in \[4, 65536\] with 4 .* got 3"),
     ({"hollow": "a8"}, "hollow='a8' does not go with 4 processes"),
-    ({"train": "token", "prompt": "a <d>", "token": "<d>", "initializer": "d", "tau": 1},
+    ({"train": "token", "prompt": "a <d>", "token": "<d>", "initializer": "d", "tau": 2},
      "train='token' does not go with 4 processes"),
 ])  # fmt: skip
 def test_settings_that_do_not_go_with_several_processes(settings, bad, message, monkeypatch):
