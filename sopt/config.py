@@ -19,7 +19,6 @@ from .budget import Budget
 from .errors import InputError, nearest
 from .lean_settings import FLOATS, LeanSettings, check_lean_settings
 from .lean_settings import RULES as LEAN_RULES
-from .steps.noise_floor import AUTO
 from .token.settings import RULES as TOKEN_RULES
 from .token.settings import TokenSettings, check_token_settings, token_defaults
 
@@ -39,6 +38,7 @@ METHODS = tuple(_IMPLIED)
 SCHEDULES = ("dtap", "tap", "random", "reversed")
 NOISES = ("gaussian", "rademacher")
 WEIGHTS = (*FLOATS, "int8")
+AUTO = "auto"  # as a value of eps
 _CHOICES = {
     "method": METHODS,
     "train": ("lora", "token"),

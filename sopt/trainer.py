@@ -24,7 +24,7 @@ from . import launch
 from .adapters import adapter_files, save_adapter
 from .budget import Budget, process_bound, readable
 from .checkpoint import Checkpoint, History, optimizer_state
-from .config import TrainConfig
+from .config import AUTO, TrainConfig
 from .data import Picture, describe_pictures, load_pictures
 from .devices import float_name
 from .errors import InputError
@@ -38,7 +38,6 @@ from .run_folder import Run, RunFolder, picture_fingerprint
 from .sampling import generate, png_bytes
 from .schedules import make_schedule
 from .steps.draws import draw_step
-from .steps.noise_floor import AUTO
 from .token.words import check_captions, learn_word
 from .training import frozen_fingerprint, make_training
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .cache import Cache, build_cache
 from .checkpoint import fingerprint
-from .config import TrainConfig
+from .config import AUTO, TrainConfig
 from .data import Picture
 from .devices import weight_storage
 from .frozen import forget_inputs_of_frozen_convolutions
@@ -32,7 +32,7 @@ from .models.storage import Storage
 from .processes import Processes
 from .steps.backprop import backprop_step
 from .steps.loss import Loss, Sample, diffusion_loss
-from .steps.noise_floor import ALLOWED, AUTO, LADDER, NUM_TIMESTEPS, choose_eps, evenly
+from .steps.noise_floor import ALLOWED, LADDER, NUM_TIMESTEPS, choose_eps, evenly
 from .steps.seeds import Tag, seed64
 from .steps.zeroth_order import (
     Losses,

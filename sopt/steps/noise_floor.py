@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-AUTO = "auto"  # as a value of eps
 LADDER = (1e-3, 3e-3, 1e-2, 3e-2)
 ALLOWED = 0.25  # noise over signal; at 0.5 a cosine of 0.89 with the exact slopes is left
 NUM_TIMESTEPS = 4  # that slopes are measured at: noise and signal both depend on it
