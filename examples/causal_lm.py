@@ -7,26 +7,12 @@ from __future__ import annotations
 
 import argparse
 
-import torch
 from language import pretrained_model, text
 from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 
+import sopt
 from sopt.optim import ZOSGD
-
-
-class Int8Linear(nn.Module):
-    """A linear layer whose weight is int8 codes times a scale for each row."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        weight = linear.weight.detach()
-        scales = weight.abs().amax(dim=1) / 119  # head-room of 8 for perturbations
-        self.register_buffer("scales", scales)
-        self.register_buffer("codes", (weight / scales[:, None]).round().to(torch.int8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.codes.to(x.dtype) * self.scales[:, None])
 
 
 def full(model: nn.Module) -> ZOSGD:
@@ -41,10 +27,7 @@ def lora(model: nn.Module) -> ZOSGD:
 
 
 def int8(model: nn.Module) -> ZOSGD:
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and name != "lm_head":
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, Int8Linear(module))
+    sopt.quantize(model.model)  # all linear layers but the head, which is the embedding
     buffers = dict(model.named_buffers())
     codes = [(name, x) for name, x in buffers.items() if name.endswith(".codes")]
     scales = {name: buffers[name.removesuffix("codes") + "scales"] for name, _ in codes}

@@ -62,21 +62,27 @@ class Cache:
     prompts: Mapping[str, Prompt]  # by caption; none where the encoders stay in memory
     encoded: Mapping[int, list[EncodedPicture]]  # every picture, by side in pixels
 
-    def draw(self, run_seed: int, step: int, timestep: int, side: int) -> Sample:
+    def draw(self, run_seed: int, step: int, timestep: int, side: int, share: int = 0) -> Sample:
         """The sample of a step at one side: a picture, its latents, and the noise on them; and
-        one of a picture for prior preservation, if there are any."""
+        one of a picture for prior preservation, if there are any.
+
+        Args:
+            share: Of the samples that several processes have of a step, from 0.
+        """
         priors = [i for i, picture in enumerate(self.pictures) if picture.regularization]
-        drawn = self.draw_subject(run_seed, step, timestep, side)
+        drawn = self.draw_subject(run_seed, step, timestep, side, share)
         sample = drawn.sample(self.prompts[drawn.caption])
         if priors:  # at the timestep on which the step's kind depends, with noise of its own
-            prior = self._draw(priors, run_seed, step, 1, timestep, side)
+            prior = self._draw(priors, run_seed, step, 2 * share + 1, timestep, side)
             sample = replace(sample, prior=prior.sample(self.prompts[prior.caption]))
         return sample
 
-    def draw_subject(self, run_seed: int, step: int, timestep: int, side: int) -> Draw:
+    def draw_subject(
+        self, run_seed: int, step: int, timestep: int, side: int, share: int = 0
+    ) -> Draw:
         """The picture of a step at one side, without its prompt."""
         subjects = [i for i, picture in enumerate(self.pictures) if not picture.regularization]
-        return self._draw(subjects, run_seed, step, 0, timestep, side)
+        return self._draw(subjects, run_seed, step, 2 * share, timestep, side)
 
     def _draw(
         self, chosen: list[int], run_seed: int, step: int, index: int, timestep: int, side: int

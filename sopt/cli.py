@@ -12,10 +12,12 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from . import launch
 from .commands import evaluation, reports
 from .commands.figures import check_folder, json_file, write_json
 from .commands.log import printed_log
@@ -78,8 +80,11 @@ def train(options: dict[str, Any]) -> None:
 
     from .trainer import train as train_run
 
-    with printed_log():
+    writes = launch.rank() == 0
+    with printed_log() if writes else nullcontext():
         run = train_run(**options)
+    if not writes:
+        return
     figures = {"adapter": str(run.adapter), "steps": len(run.history), "memory": run.memory}
     write_json(figures_file, figures)
     print(f"adapter      {run.adapter}")
@@ -211,6 +216,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         raise InputError(f"unknown option {name!r}: {nearest(name, known)}")
     if namespace.command is None:
         raise InputError(f"expected a command: {', '.join(COMMANDS)}; --help says more")
+    if namespace.command != "train" and launch.world_size() > 1:
+        raise InputError(
+            f"sopt {namespace.command} does not go with {launch.world_size()} processes, "
+            "only sopt train does"
+        )
     return namespace
 
 
@@ -312,3 +322,7 @@ def _mib(number_of_bytes: int) -> str:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"sopt: warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,7 +22,8 @@ class Run:
     """A finished run.
 
     ``history`` has one dictionary a step: step, branch ("bp" or "zo"), timestep, p_zo, loss and
-    seconds; for zo also seeds and coefficients, ``adapter += sum coefficients * z(seeds)``, or of a
+    seconds; for bp, where several processes train, also samples, whose mean the loss is; for zo
+    also seeds and coefficients, ``adapter += sum coefficients * z(seeds)``, or of a
     token the gradient's estimate, ``sum coefficients * z(seeds)``. A step that was skipped because
     its loss was not finite has loss None and ``"skipped": True``.
     The first steps of each branch take longer than the others: their memory is measured.

@@ -20,16 +20,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from . import launch
 from .adapters import adapter_files, save_adapter
 from .budget import Budget, process_bound, readable
 from .checkpoint import Checkpoint, History, optimizer_state
-from .config import TrainConfig
+from .config import AUTO, TrainConfig
 from .data import Picture, describe_pictures, load_pictures
 from .devices import float_name
 from .errors import InputError
 from .files import check_writable, write_bytes, write_json, write_text
 from .memory import MemoryRecorder, anonymous_resident_bytes
 from .models import Model, open_model
+from .processes import Processes, check_processes, take_gpu
 from .report import record_run
 from .resolution import resolve
 from .run_folder import Run, RunFolder, picture_fingerprint
@@ -77,7 +79,10 @@ def train(**settings: Any) -> Run:
     pictures = _load_pictures(config)
     model = open_model(config.model)
     config = TrainConfig.create(family=model.family, **settings)
-    config = _settle(resolve(config, model), model, pictures)
+    take_gpu(config.device)
+    config = resolve(config, model)
+    check_processes(config, launch.world_size())
+    config = _settle(config, model, pictures)
     if config.train == "token":
         check_captions(config, learn_word(config, model), pictures)
     subjects, priors = (
@@ -87,10 +92,14 @@ def train(**settings: Any) -> Run:
     identity = config.bits() | {
         "images": picture_fingerprint(subjects),
         "prior_images": picture_fingerprint(priors),
+        "samples_per_backprop_step": launch.world_size() if config.schedule != 1.0 else 1,
     }
     if callable(config.schedule):
         identity["schedule_values"] = _schedule_fingerprint(config, model.num_train_timesteps)
-    with contextlib.closing(RunFolder(config.output, adapter_files(config, model))) as folder:
+    with (
+        Processes.from_environment() as processes,
+        contextlib.closing(RunFolder(config.output, adapter_files(config, model))) as folder,
+    ):
         previous = folder.previous(identity, config.resume)
         if previous is not None and folder.finished(previous, config):
             logger.info("the run in %s is finished already", folder.path)
@@ -99,7 +108,8 @@ def train(**settings: Any) -> Run:
             del previous  # else its tensors would be in memory all along
             check_writable(config.output)
             logger.info("%s", describe_pictures(pictures))
-            _run(config, model, pictures, folder, identity)
+            _run(config, model, pictures, folder, identity, processes)
+            processes.finish()
         return folder.run(config)
 
 
@@ -122,10 +132,13 @@ def _run(
     pictures: list[Picture],
     folder: RunFolder,
     identity: dict[str, Any],
+    processes: Processes,
 ) -> None:
     budget = None if config.memory_budget is None else Budget.parse(config.memory_budget)
     with MemoryRecorder(torch.device(str(config.device)), budget) as memory:
-        adapter = _optimize(config, model, pictures, folder, identity, memory)
+        adapter = _optimize(config, model, pictures, folder, identity, memory, processes)
+        if not processes.writes:
+            return
         with memory.phase("save"):
             save_adapter(config, model, adapter)
         if config.samples:
@@ -145,14 +158,16 @@ def _optimize(
     folder: RunFolder,
     identity: dict[str, Any],
     memory: MemoryRecorder,
+    processes: Processes,
 ) -> dict[str, Tensor]:
     """Cache and train; returns the adapter on the CPU, with all else gone from memory."""
-    training = make_training(config, model, pictures, memory, folder.lock)
+    training = make_training(config, model, pictures, memory, folder.lock, processes)
     adapter, optimizer, weights = training.adapter, training.optimizer, training.fingerprint()
     schedule = make_schedule(config.schedule, config.steps, model.num_train_timesteps)
     skipped = {"bp": 0, "zo": 0}
     start = 0
-    folder.lock()  # the first trace of the run: what could be wrong was checked
+    if processes.writes:
+        folder.lock()  # the first trace of the run: what could be wrong was checked
     previous = folder.previous(identity, config.resume)  # again: nobody writes any more
     if previous is not None:
         previous.restore(adapter, optimizer, weights)
@@ -161,12 +176,21 @@ def _optimize(
         logger.info("continuing the run in %s after step %d", folder.path, start)
         memory.peaks |= {k: max(v, memory.peaks.get(k, 0)) for k, v in previous.peaks.items()}
         del previous
-    write_text(folder.config, config.to_yaml())
+    if config.eps == AUTO and config.schedule != 0.0:
+        with memory.phase("train-zo"):
+            training.settle_eps()
+    same = identity | {"weights": weights, "chosen_eps": training.eps}
+    processes.begin(start, same, backprop=config.schedule != 1.0)
+    processes.compare(start, adapter)
+    writes = processes.writes
+    if writes:
+        write_text(folder.config, config.to_yaml())
     measured: set[str] = set()
+    steps = range(start + 1, config.steps + 1)
     with (
-        History(folder.history, start) as history,
+        History(folder.history, start) if writes else contextlib.nullcontext() as history,
         _deferred_interrupt() as interrupted,
-        tqdm(range(start + 1, config.steps + 1), initial=start, total=config.steps) as progress,
+        tqdm(steps, initial=start, total=config.steps, disable=not writes) as progress,
     ):
         for i in progress:
             started = time.perf_counter()
@@ -184,10 +208,16 @@ def _optimize(
                 skipped[branch] += 1
             seconds = time.perf_counter() - started
             entry = {"step": i, "branch": branch, "timestep": t, "p_zo": p_zo, **outcome}
-            history.append({**entry, "seconds": seconds})
+            if zo and config.eps == AUTO:
+                entry["eps"] = training.eps
+            if history is not None:
+                history.append({**entry, "seconds": seconds})
             _show(progress, branch, outcome["loss"], memory)
-            stop = interrupted.is_set()
-            if i % config.checkpoint_every == 0 or i == config.steps or stop:
+            stop = processes.stops(i, config.steps, interrupted.is_set())
+            due = i % config.checkpoint_every == 0 or i == config.steps or stop
+            if due:
+                processes.compare(i, adapter)
+            if due and history is not None:
                 history.flush()
                 state = optimizer_state(adapter, optimizer)
                 checkpoint = Checkpoint(

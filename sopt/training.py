@@ -6,6 +6,7 @@ One class per kind of what is trained: :class:`LoraTraining` here, :class:`Token
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .cache import Cache, build_cache
 from .checkpoint import fingerprint
-from .config import TrainConfig
+from .config import AUTO, TrainConfig
 from .data import Picture
 from .devices import weight_storage
 from .frozen import forget_inputs_of_frozen_convolutions
@@ -28,12 +29,21 @@ from .models import Model, inject_lora
 from .models.forwards import speed_up_forwards
 from .models.gates import recompute_gates
 from .models.storage import Storage
+from .processes import Processes
 from .steps.backprop import backprop_step
 from .steps.loss import Loss, Sample, diffusion_loss
+from .steps.noise_floor import ALLOWED, LADDER, NUM_TIMESTEPS, choose_eps, evenly
 from .steps.seeds import Tag, seed64
-from .steps.zeroth_order import zeroth_order_step, zeroth_order_step_together
+from .steps.zeroth_order import (
+    Losses,
+    losses_along,
+    one_after_the_other,
+    zeroth_order_step_together,
+)
 from .streaming import network_fingerprint, open_network
 from .streaming.together import Together
+
+logger = logging.getLogger(__name__)
 
 
 class Training(ABC):
@@ -42,10 +52,12 @@ class Training(ABC):
     Attributes:
         adapter: What is trained, float32, by canonical name.
         optimizer: Of the backprop steps.
+        eps: The size of perturbations; with ``eps="auto"`` what :meth:`settle_eps` chose.
 
     Args:
         config: With device, resolution and weights resolved.
         memory: Gets the phases "load" and "cache", and "precompute" for a hollow.
+        processes: That train together; this one alone, if not given.
     """
 
     def __init__(
@@ -54,7 +66,9 @@ class Training(ABC):
         model: Model,
         pictures: Sequence[Picture],
         memory: MemoryRecorder,
+        processes: Processes | None = None,
     ) -> None:
+        self._processes = processes or Processes()
         self._config = config
         self._model = model
         self._memory = memory
@@ -71,6 +85,8 @@ class Training(ABC):
         self._unet = unet
         self._scheduler = model.noise_scheduler()
         self.optimizer = self._make_optimizer()
+        self.eps = LADDER[0] if config.eps == AUTO else float(config.eps)
+        self._settled = config.eps != AUTO
 
     @abstractmethod
     def _build_cache(self, pictures: Sequence[Picture], dtype: Storage) -> Cache: ...
@@ -88,8 +104,9 @@ class Training(ABC):
     def _make_optimizer(self) -> torch.optim.Optimizer: ...
 
     @abstractmethod
-    def _loss(self, step: int, timestep: int, side: int) -> Loss:
-        """The loss of a step's sample at one side, a function of the trained weights."""
+    def _loss(self, step: int, timestep: int, side: int, share: int = 0) -> Loss:
+        """The loss of a step's sample at one side, a function of the trained weights; ``share``
+        is that of :meth:`Cache.draw`."""
 
     @abstractmethod
     def zeroth_order(self, step: int, timestep: int) -> dict[str, Any]:
@@ -97,20 +114,52 @@ class Training(ABC):
 
     def backprop(self, step: int, timestep: int) -> dict[str, Any]:
         """A backprop step at the low side: what the history says about it."""
-        loss = self._loss(step, timestep, self._config.low_resolution)
-        return {"loss": backprop_step(self.adapter, loss, self.optimizer)}
+        processes = self._processes
+        loss = self._loss(step, timestep, self._config.low_resolution, processes.rank)
+        value = backprop_step(self.adapter, loss, self.optimizer, processes.average_)
+        several = {"samples": processes.world_size} if processes.world_size > 1 else {}
+        return {"loss": value, **several}
 
     def fingerprint(self) -> str:
         """A name for the frozen networks."""
         return fingerprint(self._unet)
 
     @abstractmethod
+    def _slopes(self, step: int, timestep: int, seeds: Sequence[int], eps: float) -> Tensor:
+        """The loss's directional derivatives (N,) at a step's sample, by forward passes."""
+
+    def settle_eps(self) -> None:
+        """With ``eps="auto"``, unless a checkpoint said it: measure, choose, and say what."""
+        if self._settled:
+            return
+        config = self._config
+
+        def slopes(eps: float) -> Tensor:
+            times = evenly(config.timesteps, NUM_TIMESTEPS)
+            found = [self._slopes(0, t, self._directions(0), eps) for t in times]
+            return torch.cat(found)
+
+        chosen, measured = choose_eps(slopes)
+        self.eps, self._settled = chosen.eps, True
+        seen = ", ".join(f"{floor.ratio:.2f} at {floor.eps:g}" for floor in measured)
+        logger.info("eps='auto': %g; rounding noise over slopes is %s", chosen.eps, seen)
+        if chosen.ratio > ALLOWED:
+            logger.warning(
+                "eps='auto': at no size do slopes stand out of rounding by %g times; weights of "
+                "more bits or a larger num_perturbations would help",
+                1 / ALLOWED,
+            )
+
     def state(self) -> dict[str, Tensor]:
         """What the steps keep besides the adapter and ``optimizer``, for a checkpoint."""
+        if self._config.eps != AUTO:
+            return {}
+        return {"eps": torch.tensor(self.eps, dtype=torch.float64)}
 
-    @abstractmethod
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what :meth:`state` gave."""
+        if self._config.eps == AUTO:
+            self.eps, self._settled = state["eps"].item(), True
 
     def make_optimizer_state(self) -> None:
         """Have the optimizer's state exist, as after the first backprop step."""
@@ -149,12 +198,13 @@ class LoraTraining(Training):
         pictures: Sequence[Picture],
         memory: MemoryRecorder,
         folder: Callable[[], Path] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self._folder = folder
         self._hollow: Hollow | None = None
         self._weights: str | None = None  # fingerprint, where it is not taken from the network
         self._together: Together | None = None
-        super().__init__(config, model, pictures, memory)
+        super().__init__(config, model, pictures, memory, processes)
         self._weighting: dict[str, Any] = {
             "min_snr": config.min_snr,
             "prior_weight": config.prior_weight,
@@ -195,38 +245,42 @@ class LoraTraining(Training):
     def _make_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.adapter.values(), lr=self._config.lr)
 
-    def draw(self, step: int, timestep: int, side: int) -> Sample:
+    def draw(self, step: int, timestep: int, side: int, share: int = 0) -> Sample:
         """What the loss of a step is computed on, at one side in pixels."""
         if self._hollow is None:
-            return self._cache.draw(self._config.seed, step, timestep, side)
+            return self._cache.draw(self._config.seed, step, timestep, side, share)
         return self._hollow.draw(step, timestep, side)
 
-    def _loss(self, step: int, timestep: int, side: int) -> Loss:
-        sample = self.draw(step, timestep, side)
+    def _loss(self, step: int, timestep: int, side: int, share: int = 0) -> Loss:
+        sample = self.draw(step, timestep, side, share)
         return partial(diffusion_loss, self._predict, self._scheduler, sample, **self._weighting)
 
     def zeroth_order(self, step: int, timestep: int) -> dict[str, Any]:
         config = self._config
         assert config.resolution is not None
         seeds = self._directions(step)
-        options: dict[str, Any] = {"lr": config.zo_lr, "eps": config.eps, "noise": config.noise}
-        if self._together is None:
-            loss = self._loss(step, timestep, config.resolution)
-            update = zeroth_order_step(self.adapter, loss, seeds, **options)
-        else:
-            sample = self.draw(step, timestep, config.resolution)
-            losses = partial(self._together.losses, self._scheduler, sample, self._weighting)
-            update = zeroth_order_step_together(self.adapter, losses, seeds, **options)
+        options: dict[str, Any] = {"lr": config.zo_lr, "eps": self.eps, "noise": config.noise}
+        options["share"] = partial(self._processes.losses, step)
+        losses = self._losses(step, timestep)
+        update = zeroth_order_step_together(self.adapter, losses, seeds, **options)
         return asdict(update) if update else skipped()
+
+    def _losses(self, step: int, timestep: int) -> Losses:
+        """What evaluates the forwards of a zeroth-order step."""
+        assert self._config.resolution is not None
+        if self._together is None:
+            loss = self._loss(step, timestep, self._config.resolution)
+            return one_after_the_other(self.adapter, loss)
+        sample = self.draw(step, timestep, self._config.resolution)
+        return partial(self._together.losses, self._scheduler, sample, self._weighting)
+
+    def _slopes(self, step: int, timestep: int, seeds: Sequence[int], eps: float) -> Tensor:
+        losses, noise = self._losses(step, timestep), self._config.noise
+        plus, minus = losses_along(self.adapter, losses, seeds, eps=eps, noise=noise).unbind(1)
+        return (plus - minus) / (2 * eps)
 
     def fingerprint(self) -> str:
         return super().fingerprint() if self._weights is None else self._weights
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        assert not state
 
 
 def make_training(
@@ -235,10 +289,11 @@ def make_training(
     pictures: Sequence[Picture],
     memory: MemoryRecorder,
     folder: Callable[[], Path] | None = None,
+    processes: Processes | None = None,
 ) -> Training:
     """The training of what the settings name; ``folder`` as for :class:`LoraTraining`."""
     if config.train == "lora":
-        return LoraTraining(config, model, pictures, memory, folder)
+        return LoraTraining(config, model, pictures, memory, folder, processes)
     from .token.training import TokenTraining  # here: it builds on this module
 
     return TokenTraining(config, model, pictures, memory)

@@ -82,6 +82,45 @@ def test_replay_of_int8_codes_and_floats_together(noise, tmp_path):
     assert torch.equal(base["bias"], trained)
 
 
+@pytest.mark.parametrize("activations", ["int8", "float"])
+def test_codes_of_a_quantized_network_come_back_learn_and_replay(activations, tmp_path):
+    def network():
+        torch.manual_seed(1)
+        made = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(64, 3)
+        )
+        assert sopt.quantize(made, activations).layers == 2
+        buffers = dict(made.named_buffers())
+        scales = {
+            name.replace("scales", "codes"): x for name, x in buffers.items() if "scal" in name
+        }
+        return made, {name: buffers[name] for name in scales}, scales
+
+    model, codes, scales = network()
+    log, x, y = tmp_path / "run.zolog", torch.randn(16, 2, 4, 4), torch.randn(16, 3)
+    optimizer = ZOSGD(codes.items(), 0.0, 0.02, 2, "rademacher", scales=scales, log=log)
+    first = {name: c.clamp(-119, 119) for name, c in codes.items()}  # head-room of 8
+    seen = []
+
+    def closure():
+        seen.append({name: c.clone() for name, c in codes.items()})
+        return mse_loss(model(x), y)
+
+    optimizer.step(closure)
+    assert all(torch.equal(codes[name], first[name]) for name in codes)  # every byte
+    for up, down in zip(seen[::2], seen[1::2], strict=True):
+        for name, start in first.items():
+            assert (up[name] != start).any()
+            assert torch.equal(up[name].int() - start, start - down[name].int())
+    optimizer.param_groups[0]["lr"] = 0.02
+    losses = [optimizer.step(closure).item() for _ in range(200)]
+    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+    again, replayed, scales = network()
+    sopt.replay(again, log, scales=scales)
+    assert all(torch.equal(replayed[name], codes[name]) for name in codes)
+    assert torch.equal(again(x), model(x))
+
+
 def test_groups_switched_on_and_off_replay(tmp_path):
     def groups(model):
         named = list(model.named_parameters())

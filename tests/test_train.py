@@ -214,7 +214,7 @@ def test_zeroth_order_steps_leave_the_optimizer_alone(settings, quick, tmp_path,
     settings["zo_lr"] = 0.0
     with_steps = sopt.train(**settings)
     checkpoint = "checkpoint/state.safetensors"
-    monkeypatch.setattr("sopt.training.zeroth_order_step", lambda *a, **k: None)
+    monkeypatch.setattr("sopt.training.zeroth_order_step_together", lambda *a, **k: None)
     without = sopt.train(**settings | {"output": str(tmp_path / "without")})
     assert {entry["branch"] for entry in with_steps.history} == {"bp", "zo"}
     assert same_bits(
@@ -269,15 +269,15 @@ def test_the_encoders_have_left_memory_when_training_begins(settings, quick, mon
 
 
 def test_no_gradient_is_alive_in_a_zeroth_order_step(settings, quick, monkeypatch):
-    from sopt.training import zeroth_order_step
+    from sopt.training import zeroth_order_step_together
 
     checked = []
 
-    def checking(adapter, loss, *arguments, **options):
+    def checking(adapter, losses_of, *arguments, **options):
         checked.append(all(parameter.grad is None for parameter in adapter.values()))
-        return zeroth_order_step(adapter, loss, *arguments, **options)
+        return zeroth_order_step_together(adapter, losses_of, *arguments, **options)
 
-    monkeypatch.setattr("sopt.training.zeroth_order_step", checking)
+    monkeypatch.setattr("sopt.training.zeroth_order_step_together", checking)
     run = sopt.train(**settings)
     branches = "".join(entry["branch"][0] for entry in run.history)
     assert "bz" in branches  # a zeroth-order step after a backprop step
@@ -288,7 +288,8 @@ def test_no_gradient_is_alive_in_a_zeroth_order_step(settings, quick, monkeypatc
 def test_losses_that_are_not_finite_are_skipped_and_counted(
     settings, quick, monkeypatch, micro_model, caplog
 ):
-    monkeypatch.setattr("sopt.training.diffusion_loss", lambda *a, **k: torch.tensor(float("nan")))
+    nan = torch.tensor(float("nan"), requires_grad=True)
+    monkeypatch.setattr("sopt.training.diffusion_loss", lambda *a, **k: nan)
     run = sopt.train(**settings)
     assert same_bits(adapter_of(run), initial_adapter(micro_model))
     for entry in run.history:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -28,7 +29,7 @@ REPLAYED_AT_ONCE = 256  # steps per pass over memory
 Closure = Callable[[], Tensor | float]
 
 
-class ZerothOrderOptimizer(torch.optim.Optimizer):
+class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
     """Losses at perturbed weights in, an update along the perturbations out.
 
     A step is :meth:`_accumulate` (losses), the exchange, :meth:`_update_of` (coefficients),
@@ -248,19 +249,19 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
 
     # What subclasses say.
 
-    def _settings(self, group: Mapping[str, Any]) -> GroupSettings:
-        raise NotImplementedError
+    @abstractmethod
+    def _settings(self, group: Mapping[str, Any]) -> GroupSettings: ...
 
+    @abstractmethod
     def _factor(self, group: Mapping[str, Any]) -> float:
         """The coefficients are this times the mean's share of each slope."""
-        raise NotImplementedError
 
     def _constants(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of a group that never change in a run and are needed for its replay."""
         return {}
 
-    def _update_weights(self, weights: Weights, updates: Sequence[Update]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _update_weights(self, weights: Weights, updates: Sequence[Update]) -> None: ...
 
     # The step.
 

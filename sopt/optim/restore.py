@@ -7,6 +7,7 @@ Each class holds some tensors of one parameter group. ``move`` takes the weights
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -47,7 +48,7 @@ class Terms:
     delta_rounding_seeds: list[int]
 
 
-class Weights:
+class Weights(ABC):
     """Tensors of one group on one device, and the noise that moves them."""
 
     def __init__(
@@ -73,17 +74,17 @@ class Weights:
             **self._noise,
         }
 
-    def move(self, seed: int, coefficient: float, rounding_seed: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def move(self, seed: int, coefficient: float, rounding_seed: int) -> None: ...
 
-    def home(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def home(self) -> None: ...
 
+    @abstractmethod
     def update(self, terms: Terms) -> None:
         """From the base, or from where ``move`` left the weights."""
-        raise NotImplementedError
 
-    def check_evaluated(self) -> None:
+    def check_evaluated(self) -> None:  # noqa: B027  most have nothing to check
         """InputError where a forward pass did not use the perturbed weights."""
 
 

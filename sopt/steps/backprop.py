@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,10 @@ from .loss import Loss
 
 
 def backprop_step(
-    adapter: Mapping[str, Tensor], loss: Loss, optimizer: torch.optim.Optimizer
+    adapter: Mapping[str, Tensor],
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    average_: Callable[[Sequence[Tensor]], None] = lambda tensors: None,
 ) -> float | None:
     """Update ``adapter`` along the gradient of ``loss``.
 
@@ -23,6 +26,7 @@ def backprop_step(
         adapter: The trained parameters, which ``optimizer`` holds; they require grad.
         loss: Evaluates the loss at the current weights.
         optimizer: Any of ``torch.optim``.
+        average_: Replaces loss and gradients by their means over processes, which all step alike.
 
     Returns:
         The loss before the update; None if it or a gradient was not finite, in which case neither
@@ -30,11 +34,11 @@ def backprop_step(
     """
     try:
         value = loss()
-        if not torch.isfinite(value):
-            return None
         value.backward()
-        gradients = [p.grad for p in adapter.values() if p.grad is not None]
-        if not all(torch.isfinite(gradient).all() for gradient in gradients):
+        value = value.detach()
+        found = [value, *(p.grad for p in adapter.values() if p.grad is not None)]
+        average_(found)
+        if not all(torch.isfinite(x).all() for x in found):
             return None
         optimizer.step()
         return value.item()

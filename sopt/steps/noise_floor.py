@@ -10,6 +10,7 @@ from torch import Tensor
 
 LADDER = (1e-3, 3e-3, 1e-2, 3e-2)
 ALLOWED = 0.25  # noise over signal; at 0.5 a cosine of 0.89 with the exact slopes is left
+NUM_TIMESTEPS = 4  # that slopes are measured at: noise and signal both depend on it
 _NEIGHBOUR = 1.25  # times eps: the slope of a smooth loss hardly differs, its rounding does
 
 
@@ -67,3 +68,13 @@ def choose_eps(
         if measured[-1].ratio <= ALLOWED:
             break
     return min(measured, key=lambda floor: floor.ratio), measured
+
+
+def evenly(timesteps: range, count: int) -> list[int]:
+    """The middles of ``count`` equal parts.
+
+    Example:
+        >>> evenly(range(1000), 4)
+        [125, 375, 625, 875]
+    """
+    return [timesteps[len(timesteps) * (2 * k + 1) // (2 * count)] for k in range(count)]

@@ -28,6 +28,15 @@ class ZerothOrderUpdate:
 Write = Callable[[int, Sequence[str]], None]
 Losses = Callable[[int, Write], list[Tensor]]
 
+# Has the two losses along each of some seeds evaluated, (seeds, 2): perhaps some of them by other
+# processes. Gives the seeds along which there are losses, and these.
+Evaluate = Callable[[Sequence[int]], Tensor]
+Share = Callable[[Sequence[int], Evaluate], tuple[list[int], Tensor]]
+
+
+def _evaluate_all(seeds: Sequence[int], evaluate: Evaluate) -> tuple[list[int], Tensor]:
+    return list(seeds), evaluate(seeds)
+
 
 def zeroth_order_step(
     adapter: Mapping[str, Tensor],
@@ -37,6 +46,7 @@ def zeroth_order_step(
     lr: float,
     eps: float,
     noise: str = "gaussian",
+    share: Share = _evaluate_all,
 ) -> ZerothOrderUpdate | None:
     r"""Update ``adapter`` by two-sided simultaneous perturbation along N random directions.
 
@@ -55,6 +65,7 @@ def zeroth_order_step(
         lr: :math:`\alpha`; any finite number. A negative one ascends.
         eps: :math:`\epsilon`, size of a perturbation in units of the weights.
         noise: ``"gaussian"`` or ``"rademacher"``.
+        share: Who evaluates which losses. N is the number of seeds along which it gives some.
 
     Returns:
         The update; None if a loss or a coefficient was not finite, in which case the weights are
@@ -73,16 +84,22 @@ def zeroth_order_step(
         (10.0, tensor([1.5000]))
     """
 
-    def one_after_the_other(count: int, write: Write) -> list[Tensor]:
+    return zeroth_order_step_together(
+        adapter, one_after_the_other(adapter, loss), seeds, lr=lr, eps=eps, noise=noise, share=share
+    )
+
+
+def one_after_the_other(adapter: Mapping[str, Tensor], loss: Loss) -> Losses:
+    """What evaluates one forward after the other, each with the whole adapter perturbed."""
+
+    def losses_of(count: int, write: Write) -> list[Tensor]:
         losses = []
         for number in range(count):
             write(number, list(adapter))
             losses.append(loss())
         return losses
 
-    return zeroth_order_step_together(
-        adapter, one_after_the_other, seeds, lr=lr, eps=eps, noise=noise
-    )
+    return losses_of
 
 
 @torch.no_grad()
@@ -94,6 +111,7 @@ def zeroth_order_step_together(
     lr: float,
     eps: float,
     noise: str = "gaussian",
+    share: Share = _evaluate_all,
 ) -> ZerothOrderUpdate | None:
     """:func:`zeroth_order_step` where the 2 N forwards may take turns, one layer after the other.
 
@@ -103,13 +121,42 @@ def zeroth_order_step_together(
             two different lists of names.
     """
     params = list(adapter.values())
+
+    def evaluate(chosen: Sequence[int]) -> Tensor:
+        return losses_along(adapter, losses_of, chosen, eps=eps, noise=noise)
+
+    seeds, losses = share(seeds, evaluate)
+    plus, minus = losses.to(params[0].device).unbind(1)  # (N,) each
+    slopes = (plus - minus) / (2 * eps)
+    coefficients = slopes * (-lr / len(seeds))
+    if not torch.isfinite(coefficients).all():
+        return None
+    add_noise_(params, seeds, coefficients, streams=list(adapter), kind=noise)
+    return ZerothOrderUpdate(
+        loss=losses.mean().item(),
+        seeds=seeds,
+        coefficients=[coefficient.item() for coefficient in coefficients],
+    )
+
+
+@torch.no_grad()
+def losses_along(
+    adapter: Mapping[str, Tensor],
+    losses_of: Losses,
+    seeds: Sequence[int],
+    *,
+    eps: float,
+    noise: str = "gaussian",
+) -> Tensor:
+    """The losses (N, 2), float32, at ``+eps`` and ``-eps`` along N directions; the adapter is left
+    alone. The arguments are those of :func:`zeroth_order_step_together`."""
     moved: dict[tuple[str, ...], CopiedWeights] = {}
 
     def write(number: int, names: Sequence[str]) -> None:
         key = tuple(names)
         if key not in moved:
-            chosen = {name: adapter[name] for name in key}
-            moved[key] = CopiedWeights(0, chosen, noise, "nearest")
+            own = {name: adapter[name] for name in key}
+            moved[key] = CopiedWeights(0, own, noise, "nearest")
         moved[key].move(seeds[number // 2], -eps if number % 2 else eps, 0)
 
     try:
@@ -117,14 +164,4 @@ def zeroth_order_step_together(
     finally:
         for weights in moved.values():
             weights.home()
-    plus, minus = torch.stack(losses).float().view(-1, 2).unbind(1)  # (N,) each
-    slopes = (plus - minus) / (2 * eps)
-    coefficients = slopes * (-lr / len(seeds))
-    if not torch.isfinite(coefficients).all():
-        return None
-    add_noise_(params, list(seeds), coefficients, streams=list(adapter), kind=noise)
-    return ZerothOrderUpdate(
-        loss=torch.stack(losses).float().mean().item(),
-        seeds=list(seeds),
-        coefficients=[coefficient.item() for coefficient in coefficients],
-    )
+    return torch.stack(losses).float().view(-1, 2)

@@ -13,7 +13,7 @@ from ..cache import Cache, build_cache
 from ..checkpoint import fingerprint, optimizer_state, restore_optimizer
 from ..data import Picture
 from ..models.storage import Storage
-from ..steps.forward_gradient import forward_gradient
+from ..steps.forward_gradient import Losses, forward_gradient
 from ..steps.loss import Loss, diffusion_loss, diffusion_losses
 from ..training import Training, sides, skipped
 from .subspace import SubspaceGradient
@@ -61,8 +61,8 @@ class TokenTraining(Training):
             }
         return torch.optim.Adam(rows, lr=config.lr)
 
-    def _loss(self, step: int, timestep: int, side: int) -> Loss:
-        drawn = self._cache.draw_subject(self._config.seed, step, timestep, side)
+    def _loss(self, step: int, timestep: int, side: int, share: int = 0) -> Loss:
+        drawn = self._cache.draw_subject(self._config.seed, step, timestep, side, share)
 
         def loss() -> Tensor:
             sample = drawn.sample(self._text.encode(drawn.caption))
@@ -79,17 +79,12 @@ class TokenTraining(Training):
     def zeroth_order(self, step: int, timestep: int) -> dict[str, Any]:
         config = self._config
         assert config.resolution is not None
-        drawn = self._cache.draw_subject(config.seed, step, timestep, config.resolution)
-
-        def losses(candidates: Mapping[str, Tensor]) -> Tensor:
-            sample = drawn.sample(self._text.encode(drawn.caption, candidates))
-            return diffusion_losses(self._unet, self._scheduler, sample, min_snr=config.min_snr)
-
+        losses = self._candidate_losses(step, timestep)
         estimate = forward_gradient(
             self.adapter,
             losses,
             self._directions(step),
-            eps=config.eps,
+            eps=self.eps,
             estimator=config.estimator,
             noise=config.noise,
             batch=config.perturbation_batch,
@@ -103,6 +98,32 @@ class TokenTraining(Training):
             "seeds": estimate.seeds,
             "coefficients": estimate.coefficients,
         }
+
+    def _candidate_losses(self, step: int, timestep: int) -> Losses:
+        config = self._config
+        assert config.resolution is not None
+        drawn = self._cache.draw_subject(config.seed, step, timestep, config.resolution)
+
+        def losses(candidates: Mapping[str, Tensor]) -> Tensor:
+            sample = drawn.sample(self._text.encode(drawn.caption, candidates))
+            return diffusion_losses(self._unet, self._scheduler, sample, min_snr=config.min_snr)
+
+        return losses
+
+    def _slopes(self, step: int, timestep: int, seeds: Sequence[int], eps: float) -> Tensor:
+        config = self._config
+        estimate = forward_gradient(
+            self.adapter,
+            self._candidate_losses(step, timestep),
+            seeds,
+            eps=eps,
+            estimator=config.estimator,
+            noise=config.noise,
+            batch=config.perturbation_batch,
+        )
+        if estimate is None:
+            return torch.full((len(seeds),), torch.nan)
+        return torch.tensor(estimate.coefficients) * len(seeds)
 
     def _step_along(self, gradient: Mapping[str, Tensor]) -> None:
         config = self._config
@@ -135,12 +156,15 @@ class TokenTraining(Training):
         }
         for name, subspace in self._subspaces.items():
             kept |= {f"subspace/{name}/{key}": x for key, x in subspace.state().items()}
-        return kept
+        return super().state() | kept
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         optimizer: dict[str, dict[str, Tensor]] = {}
         subspaces: dict[str, dict[str, Tensor]] = {}
+        super().load_state(state)
         for path, tensor in state.items():
+            if path == "eps":
+                continue
             part, name, key = path.split("/")
             into = optimizer if part == "zo_optimizer" else subspaces
             into.setdefault(name, {})[key] = tensor

@@ -1,0 +1,165 @@
+"""Do the slopes of zeroth-order steps stand out of the rounding of 16-bit and int8 forwards?
+
+    python -m bench.precision_gate tiny [--json FILE]
+    python -m bench.precision_gate sd15 [--resolution 512] [--trained 0.01] [--json FILE]
+
+The directional derivatives of the loss with respect to a LoRA adapter, (L(+eps) - L(-eps)) / 2 eps,
+along 16 directions at 4 timesteps, computed with the weights in each precision, beside those of
+float32 at the same eps: their cosine, and noise over signal, |g - g32| / |g32|. The adapter, the
+latents, the noise and the encoded prompt are the same for all. Beside it the estimate that
+``eps="auto"`` goes by, which knows no float32.
+
+``tiny``: of the bundled model's trained weights at eps 1e-3, 3e-3 and 1e-2, with an adapter whose
+B is at its zero start and after 200 backprop steps. Full size: of random weights at one or more
+``--eps``, with B at zero and of normal numbers of deviation ``--trained``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sopt.config import TrainConfig
+from sopt.data import load_pictures
+from sopt.files import write_json
+from sopt.memory import MemoryRecorder
+from sopt.models import open_model
+from sopt.steps.loss import diffusion_loss
+from sopt.steps.noise_floor import ALLOWED, NUM_TIMESTEPS, evenly, measure_noise
+from sopt.steps.zeroth_order import losses_along, one_after_the_other
+from sopt.tiny.drawings import draw
+from sopt.tiny.scenes import BACKGROUNDS, place, random_subject
+from sopt.training import LoraTraining
+
+WEIGHTS = ("float32", "bfloat16", "int8")
+DIRECTIONS = 16
+TIMESTEPS = evenly(range(1000), NUM_TIMESTEPS)
+STEPS = 200
+EPS = {"tiny": (1e-3, 3e-3, 1e-2), "full": (1e-2,)}
+
+
+class Gate:
+    """Slopes of one model in each precision."""
+
+    def __init__(self, model: str, resolution: int | None) -> None:
+        self._model = open_model(model)
+        subject = random_subject(rng := np.random.default_rng(0))
+        images = [draw(place(subject, rng, background)) for background in BACKGROUNDS[:4]]
+        self._config = TrainConfig.create(
+            images=images, prompt="a sks dog", output="-", model=model, device="cpu",
+            resolution=resolution or self._model.native_resolution, weights="float32",
+            checkpointing=True,
+        )  # fmt: skip
+        self._pictures = load_pictures(self._config.images, self._config.prompt)
+
+    def open(self, weights: str) -> LoraTraining:
+        config = replace(self._config, weights=weights)
+        with MemoryRecorder(torch.device("cpu")) as memory:
+            return LoraTraining(config, self._model, self._pictures, memory)
+
+    def prepare(self, deviations: list[float]) -> None:
+        """Samples and adapters, from the model in float32."""
+        training = self.open("float32")
+        side = self._config.resolution
+        self.samples = [training.draw(i, t, side) for i, t in enumerate(TIMESTEPS)]
+        self.adapters = {"B at zero": copied(training.trained())}
+        generator = torch.Generator().manual_seed(0)
+        for deviation in deviations:
+            self.adapters[f"B of {deviation:g}"] = {
+                name: torch.randn(x.shape, generator=generator) * deviation
+                if ".lora_B." in name or ".lora_up." in name
+                else x.clone()
+                for name, x in training.trained().items()
+            }
+        if not deviations:
+            for step in tqdm(range(1, STEPS + 1), desc="backprop steps"):
+                training.backprop(step, step * 37 % 1000)
+            self.adapters[f"after {STEPS} steps"] = copied(training.trained())
+
+    def slopes(self, training: LoraTraining, adapter: dict[str, Tensor], eps: float) -> Tensor:
+        """(timesteps * directions,) of float32."""
+        for name, parameter in training.adapter.items():
+            parameter.data.copy_(adapter[name])
+        found = []
+        for number, sample in enumerate(self.samples):
+            loss = partial(diffusion_loss, training._predict, training._scheduler, sample)
+            losses = one_after_the_other(training.adapter, loss)
+            seeds = range(number * DIRECTIONS, (number + 1) * DIRECTIONS)
+            plus, minus = losses_along(training.adapter, losses, seeds, eps=eps).unbind(1)
+            found.append((plus - minus) / (2 * eps))
+        return torch.cat(found)
+
+
+def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.clone() for name, x in tensors.items()}
+
+
+def run(model: str, resolution: int | None, eps: list[float], deviations: list[float]) -> list:
+    """A row for each adapter, precision and eps."""
+    rows: list[dict[str, Any]] = []
+    gate = Gate(model, resolution)
+    gate.prepare(deviations)
+    exact: dict[tuple[str, float], Tensor] = {}
+    total = len(WEIGHTS) * len(gate.adapters) * len(eps)
+    with tqdm(total=total, desc="slopes") as progress:
+        for weights in WEIGHTS:
+            training = gate.open(weights)
+            for name, adapter in gate.adapters.items():
+                for size in eps:
+                    of = partial(gate.slopes, training, adapter)
+                    known = {size: of(size)}
+                    floor = measure_noise(lambda e, of=of, known=known: known.get(e, of(e)), size)
+                    reference = exact.setdefault((name, size), known[size])
+                    cosine = torch.cosine_similarity(known[size], reference, dim=0).item()
+                    error = (known[size] - reference).norm() / reference.norm()
+                    rows.append(
+                        {
+                            "adapter": name,
+                            "weights": weights,
+                            "eps": size,
+                            "cosine": cosine,
+                            "noise over signal": error.item(),
+                            "estimated": floor.ratio,
+                        }
+                    )
+                    progress.update()
+            del training
+    return rows
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    for row in rows:
+        cells = [x if isinstance(x, str) else f"{x:.3g}" for x in row.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f'eps="auto" takes the first whose estimate is <= {ALLOWED}'])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", help="tiny, or a family: sd15, sd21, ssd1b, sdxl")
+    parser.add_argument("--resolution", type=int)
+    parser.add_argument("--eps", type=float, nargs="+")
+    parser.add_argument("--trained", type=float, nargs="*", default=[1e-2])
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    tiny = arguments.model == "tiny"
+    eps = arguments.eps or list(EPS["tiny" if tiny else "full"])
+    model = "tiny" if tiny else f"random:{arguments.model}"
+    rows = run(model, arguments.resolution, eps, [] if tiny else arguments.trained)
+    print(report(rows))
+    if arguments.json is not None:
+        write_json(arguments.json, {"model": model, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
