@@ -97,7 +97,7 @@ class Stages:
     adapter: Path | None = None
     adapter_scale: float = 1.0
     token: LearnedToken | None = None
-    stream: bool = False  # weights of text encoders and U-Net stay in their files, in floats
+    stream: bool = False  # weights of text encoders and U-Net stay in their files
     cut: Cut | None = None  # of an adapter that was trained hollowed, for two paths
 
     @torch.no_grad()

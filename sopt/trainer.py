@@ -25,7 +25,6 @@ from .budget import Budget, process_bound, readable
 from .checkpoint import Checkpoint, History, optimizer_state
 from .config import TrainConfig
 from .data import Picture, describe_pictures, load_pictures
-from .devices import float_name
 from .errors import InputError
 from .files import check_writable, write_bytes, write_json, write_text
 from .memory import MemoryRecorder, anonymous_resident_bytes
@@ -219,9 +218,6 @@ def _draw_samples(config: TrainConfig, folder: RunFolder) -> None:
     known = config.prompt  # to the model alone
     if config.token is not None and config.initializer is not None:
         known = known.replace(config.token, config.initializer)
-    weights = str(config.weights)
-    if config.lean:  # what is streamed is not quantized
-        weights = float_name(weights, str(config.device))
     for path, adapter, prompt in (
         (folder.before, None, known),
         (folder.after, folder.adapters[0], config.prompt),
@@ -233,7 +229,7 @@ def _draw_samples(config: TrainConfig, folder: RunFolder) -> None:
             seed=config.seed,
             resolution=config.resolution,
             device=config.device,
-            weights=weights,
+            weights=config.weights,
             low_memory=True,
             offload="stream" if config.lean else "none",
         )
