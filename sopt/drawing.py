@@ -16,6 +16,7 @@ from .errors import InputError
 from .files import load_tensors
 from .hollow.cuts import Cut, cut_of
 from .hollow.inference import cut_name, run_by_units
+from .memory import map_large_blocks
 from .models import Model, open_model
 from .models.adapter import load_adapter
 from .models.added_tokens import add_rows, add_tokens
@@ -48,6 +49,8 @@ def draw(
     two_paths: bool,
 ) -> list[Image.Image]:
     """As :func:`sopt.generate`, with the settings checked and the adapter's file found."""
+    if offload == "stream":
+        map_large_blocks()
     device = resolve_device(device)
     opened = open_model(model)
     side = _side(opened, resolution)

@@ -27,7 +27,7 @@ from .config import TrainConfig
 from .data import Picture, describe_pictures, load_pictures
 from .errors import InputError
 from .files import check_writable, write_bytes, write_json, write_text
-from .memory import MemoryRecorder, anonymous_resident_bytes
+from .memory import MemoryRecorder, anonymous_resident_bytes, map_large_blocks
 from .models import Model, open_model
 from .report import record_run
 from .resolution import resolve
@@ -123,6 +123,8 @@ def _run(
     identity: dict[str, Any],
 ) -> None:
     budget = None if config.memory_budget is None else Budget.parse(config.memory_budget)
+    if config.lean:
+        map_large_blocks()
     with MemoryRecorder(torch.device(str(config.device)), budget) as memory:
         adapter = _optimize(config, model, pictures, folder, identity, memory)
         with memory.phase("save"):

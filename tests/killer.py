@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments: continued, each must end with the bytes of an unbroken one.
+"""Runs that are killed at random moments: continued, each must end with the unbroken bytes.
 
 As a program it imports everything once and forks a child for each run, so a run takes a second.
 """
