@@ -1,7 +1,9 @@
 """U-Nets run unit by unit: the bits of the plain forward, with few weights in memory."""
 
+import errno
 import functools
 import os
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
@@ -190,13 +192,14 @@ def test_the_fingerprint_read_by_units_is_that_of_the_network(name):
         assert network_fingerprint(model, dtype, torch.device("cpu")) == expected
 
 
-def test_weights_that_are_not_finite_are_named(tmp_path):
+@pytest.mark.parametrize("dtype, where", [(torch.float32, " of its unet"), (INT8, "")])
+def test_weights_that_are_not_finite_are_named(tmp_path, dtype, where):
     pipeline = micro_pipeline()
     pipeline.unet.up_blocks[0].resnets[0].conv1.weight.data[0, 0, 0, 0] = float("inf")
     pipeline.save_pretrained(tmp_path)
-    message = "up_blocks.0.resnets.0.conv1.weight of its unet has NaN or infinite values"
+    message = f"up_blocks.0.resnets.0.conv1.weight{where} has NaN or infinite values"
     with pytest.raises(InputError, match=message):
-        network_fingerprint(open_model(tmp_path), torch.float32, torch.device("cpu"))
+        network_fingerprint(open_model(tmp_path), dtype, torch.device("cpu"))
 
 
 def test_a_file_that_shrinks_meanwhile_stops_the_run(tmp_path):
@@ -206,3 +209,37 @@ def test_a_file_that_shrinks_meanwhile_stops_the_run(tmp_path):
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(InputError, match="was cut off while it was in use"), torch.no_grad():
         network(**inputs_of(model))
+
+
+def test_a_full_disk_is_told_where_int8_weights_are_kept(tmp_path, monkeypatch):
+    network = open_reduced("micro").skeleton("unet", dtype=INT8)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda folder: Namespace(free=0))
+        with pytest.raises(InputError, match=r"is too full for \d+ MiB of int8 weights"):
+            Spool(tmp_path, network)
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    spool = Spool(tmp_path, network)
+    monkeypatch.setattr(spool._file, "write", full, raising=False)
+    source = spool.over(open_reduced("micro").source("unet", network))
+    with pytest.raises(InputError, match="is too full for"):
+        source.read("conv_in.codes", torch.empty_like(network.conv_in.codes, device="cpu"))
+
+
+def test_int8_weights_are_read_once_and_kept(tmp_path):
+    read = []
+
+    class Ones:
+        def read(self, name, out, row=None):
+            read.append(name)
+            out.fill_(1)
+
+    spool = Spool(tmp_path, torch.nn.Linear(2, 3))
+    for _ in range(2):
+        for name in ("a.codes", "b.codes"):
+            out = torch.zeros(5, dtype=torch.int8)
+            spool.over(Ones()).read(name, out)
+            assert out.tolist() == [1] * 5
+    assert read == ["a.codes", "b.codes"]

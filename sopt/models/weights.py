@@ -255,7 +255,7 @@ def _read_into(file: Any, offset: int, tensor: Tensor) -> None:
 
 
 def _check_complete(
-    files: Sequence[Path], expected: Mapping[str, Tensor], found: Collection[str]
+    files: Sequence[Path], expected: Collection[str], found: Collection[str]
 ) -> None:
     missing = [name for name in expected if name not in found]
     if missing:
