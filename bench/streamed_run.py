@@ -109,7 +109,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("bench/results/streamed_run.json"))
     arguments = parser.parse_args()
     if not arguments.folder.exists():
-        write_folder(arguments.model, arguments.folder, getattr(torch, arguments.weights))
+        stored = "bfloat16" if arguments.weights == "int8" else arguments.weights
+        write_folder(arguments.model, arguments.folder, getattr(torch, stored))
     found = []
     with tempfile.TemporaryDirectory() as work:
         picture = Image.linear_gradient("L").resize((768, 768)).convert("RGB")

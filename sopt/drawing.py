@@ -16,6 +16,7 @@ from .errors import InputError
 from .files import load_tensors
 from .hollow.cuts import Cut, cut_of
 from .hollow.inference import cut_name, run_by_units
+from .memory import map_large_blocks
 from .models import Model, open_model
 from .models.adapter import load_adapter
 from .models.added_tokens import add_rows, add_tokens
@@ -49,6 +50,8 @@ def draw(
     two_paths: bool,
 ) -> list[Image.Image]:
     """As :func:`sopt.generate`, with the settings checked and the adapter's file found."""
+    if offload == "stream":
+        map_large_blocks()
     device = resolve_device(device)
     opened = open_model(model)
     side = _side(opened, resolution)
@@ -98,7 +101,7 @@ class Stages:
     adapter: Path | None = None
     adapter_scale: float = 1.0
     token: LearnedToken | None = None
-    stream: bool = False  # weights of text encoders and U-Net stay in their files, in floats
+    stream: bool = False  # weights of text encoders and U-Net stay in their files
     cut: Cut | None = None  # of an adapter that was trained hollowed, for two paths
 
     @torch.no_grad()

@@ -74,15 +74,21 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def existing_folder(path: str | Path) -> Path:
+    """The path, or the nearest one above it that exists."""
+    existing = Path(path).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return existing
+
+
 def check_writable(folder: str | Path) -> None:
     """Find out, without leaving a trace, whether ``folder`` can be made and written to.
 
     Raises:
         InputError: ``folder``, or the folder it would be made in, is a file or is not writable.
     """
-    existing = Path(folder).absolute()
-    while not existing.exists():
-        existing = existing.parent
+    existing = existing_folder(folder)
     if not existing.is_dir():
         raise InputError(f"output {str(folder)!r} is not a folder: {existing} is a file")
     probe = existing / f".sopt-{os.getpid()}.tmp"

@@ -86,21 +86,10 @@ def check_lean_settings(settings: Mapping[str, Any]) -> None:
                 f"{name}={settings[name]!r} does not go with train='token', which computes with "
                 "the whole network in memory"
             )
-    if streams:
-        check_streamed_weights(settings.get("weights"))
     if streams and settings.get("checkpointing") is False:
         raise InputError(
             "checkpointing=False does not go with offload='stream', which reads a part of the "
             "network again in the backward pass and computes it again"
-        )
-
-
-def check_streamed_weights(weights: str | None) -> None:
-    """Raise InputError for weights that cannot be streamed."""
-    if weights is not None and weights not in FLOATS:
-        raise InputError(
-            f"weights={weights!r} does not go with offload='stream', which would quantize every "
-            f"weight again at each visit: choose one of {', '.join(FLOATS)}"
         )
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from . import checks
 from .errors import InputError
-from .lean_settings import OFFLOADS, check_streamed_weights
+from .lean_settings import OFFLOADS
 
 STEPS = 25  # of the model's own scheduler
 GUIDANCE = 7.5  # diffusers' default for Stable Diffusion
@@ -72,7 +72,8 @@ def generate(
         low_memory: The halves of guidance one after the other, and large pictures decoded in
             overlapping tiles: less memory, and pictures that differ in their last bits.
         offload: "stream" reads the weights of text encoders and U-Net from their files piece by
-            piece, and decodes in the dtype of the weights if that has 16 bits (in bfloat16).
+            piece, and decodes in the dtype of the weights if that has 16 bits (in bfloat16). With
+            int8 weights they are quantized at each reading.
         two_paths: How to use an adapter that was trained hollowed: as it was trained, or, if false,
             by one ordinary path, an approximation that takes less time.
 
@@ -84,8 +85,7 @@ def generate(
         >>> pictures = generate(adapter="runs/dog", prompt="a sks dog on the beach", seed=1)
         >>> pictures[0].save("beach.png")
     """
-    if checks.choice("offload", offload, OFFLOADS) == "stream":
-        check_streamed_weights(weights)
+    checks.choice("offload", offload, OFFLOADS)
     _check_settings(prompt, seed, steps, guidance, adapter_scale, num_images, batch_size)
     file = None if adapter is None else adapter_file(adapter)
 

@@ -26,10 +26,9 @@ from .budget import Budget, process_bound, readable
 from .checkpoint import Checkpoint, History, optimizer_state
 from .config import AUTO, TrainConfig
 from .data import Picture, describe_pictures, load_pictures
-from .devices import float_name
 from .errors import InputError
 from .files import check_writable, write_bytes, write_json, write_text
-from .memory import MemoryRecorder, anonymous_resident_bytes
+from .memory import MemoryRecorder, anonymous_resident_bytes, map_large_blocks
 from .models import Model, open_model
 from .processes import Processes, check_processes, take_gpu
 from .report import record_run
@@ -135,6 +134,8 @@ def _run(
     processes: Processes,
 ) -> None:
     budget = None if config.memory_budget is None else Budget.parse(config.memory_budget)
+    if config.lean:
+        map_large_blocks()
     with MemoryRecorder(torch.device(str(config.device)), budget) as memory:
         adapter = _optimize(config, model, pictures, folder, identity, memory, processes)
         if not processes.writes:
@@ -249,9 +250,6 @@ def _draw_samples(config: TrainConfig, folder: RunFolder) -> None:
     known = config.prompt  # to the model alone
     if config.token is not None and config.initializer is not None:
         known = known.replace(config.token, config.initializer)
-    weights = str(config.weights)
-    if config.lean:  # what is streamed is not quantized
-        weights = float_name(weights, str(config.device))
     for path, adapter, prompt in (
         (folder.before, None, known),
         (folder.after, folder.adapters[0], config.prompt),
@@ -263,7 +261,7 @@ def _draw_samples(config: TrainConfig, folder: RunFolder) -> None:
             seed=config.seed,
             resolution=config.resolution,
             device=config.device,
-            weights=weights,
+            weights=config.weights,
             low_memory=True,
             offload="stream" if config.lean else "none",
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,15 @@ from .checkpoint import fingerprint
 from .config import AUTO, TrainConfig
 from .data import Picture
 from .devices import weight_storage
+from .files import existing_folder
 from .frozen import forget_inputs_of_frozen_convolutions
 from .hollow.training import Hollow
 from .memory import MemoryRecorder
 from .models import Model, inject_lora
 from .models.forwards import speed_up_forwards
 from .models.gates import recompute_gates
-from .models.storage import Storage
+from .models.quantized import Spool
+from .models.storage import Int8Storage, Storage
 from .processes import Processes
 from .steps.backprop import backprop_step
 from .steps.loss import Loss, Sample, diffusion_loss
@@ -219,6 +221,10 @@ class LoraTraining(Training):
             model, pictures, sides(config), dtype, memory, stream=config.lean, tiled=tiled
         )
         if self._folder is not None and config.lean:
+            if isinstance(dtype, Int8Storage):
+                folder = existing_folder(config.output)
+                spool = Spool(folder, model.skeleton("unet", dtype=dtype))
+                self._model = model = replace(model, spool=spool)
             with memory.phase("load"):
                 self._weights = frozen_fingerprint(config, model)
         if config.hollow is not None:

@@ -1,11 +1,6 @@
 """Hollowed and streamed runs end to end on a micro pipeline."""
 
-import errno
 import json
-import os
-import random
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +8,6 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from pipelines import save_pictures
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_streaming import inputs_of, open_reduced, randomize, reduced_models_go  # noqa: F401  a fixture
@@ -26,7 +20,6 @@ from sopt.data import load_pictures
 from sopt.hollow.cuts import cut_of
 from sopt.hollow.inference import two_paths
 from sopt.hollow.precompute import Entry
-from sopt.hollow.store import Store
 from sopt.memory import LiveStorage, MemoryRecorder
 from sopt.models import inject_lora, open_model
 from sopt.models.storage import Int8Storage
@@ -60,8 +53,14 @@ def losses(run):
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     "more",
-    [{}, {"hollow": "a10", "prior_prompt": "a dog"}, {"weights": "bfloat16"}],
-    ids=["whole", "hollow-prior", "bfloat16"],
+    [
+        {},
+        {"hollow": "a10", "prior_prompt": "a dog"},
+        {"weights": "bfloat16"},
+        {"weights": "int8"},
+        {"weights": "int8", "hollow": "a11"},
+    ],
+    ids=["whole", "hollow-prior", "bfloat16", "int8", "int8-hollow"],
 )
 def test_a_streamed_run_has_the_losses_and_the_bytes_of_a_resident_one(settings, tmp_path, more):
     settings |= more
@@ -82,6 +81,7 @@ def test_a_streamed_run_takes_less_memory_and_a_plan_says_how_much(settings):
         "hollow": {"hollow": "a10"},
         "streamed": {"offload": "stream"},
         "both": {"hollow": "a10", "offload": "stream"},
+        "int8": {"weights": "int8", "offload": "stream"},
     }.items():
         (planned,) = sopt.plan(method="selective", **small | more | {"checkpointing": True})
         with LiveStorage() as live:  # what other tests left
@@ -94,6 +94,7 @@ def test_a_streamed_run_takes_less_memory_and_a_plan_says_how_much(settings):
     assert ("precompute" in planned.phases) == ("precompute" in run.memory)
     for branch in (0, 1):
         assert peaks["both"][branch] < peaks["streamed"][branch] < peaks["resident"][branch]
+        assert peaks["int8"][branch] < peaks["streamed"][branch]
         assert peaks["hollow"][branch] < peaks["resident"][branch]
 
 
@@ -209,125 +210,6 @@ def test_a_pool_of_samples_is_used_again(hollowed):
     assert {t.dtype for n, t in entries.items() if n != "checksums"} == {torch.float16}
 
 
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("at", [0, 3])
-def test_a_crash_in_stage_1_costs_what_was_not_stored(hollowed, tmp_path, monkeypatch, at):
-    unbroken = sopt.train(**hollowed)
-    output = tmp_path / "crashed" / "run"
-    write, calls = Store.write, []
-
-    def crashing(store, name, value):
-        calls.append(name)
-        if len(calls) == at + 1:
-            raise RuntimeError("crash")
-        write(store, name, value)
-
-    monkeypatch.setattr(Store, "write", crashing)
-    with pytest.raises(RuntimeError, match="crash"):
-        sopt.train(**hollowed | {"output": str(output)})
-    sopt.train(**hollowed | {"output": str(output)})
-    assert len(calls) == 1 + 4  # four samples, each stored once
-    for name in (ACTIVATIONS, unbroken.adapter.name):
-        assert (output / name).read_bytes() == (unbroken.output / name).read_bytes()
-
-
-@pytest.fixture(scope="module")
-def stored():
-    """The store of a run, once it was made."""
-    return []
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(
-    "changed, word",
-    [
-        ({"seed": 7}, "seed"),
-        ({"hollow": "a10"}, "cut"),
-        ({"resolution": 64}, "resolution"),
-        ({"prompt": "a zwx dog"}, "prompt"),
-        ({"weights": "bfloat16", "hollow_dtype": "float32"}, "model"),
-        ({"min_timestep": 1}, "timesteps"),
-        ({"images": "other"}, "pictures"),
-    ],
-)
-def test_a_store_of_something_else_is_refused(hollowed, tmp_path, stored, changed, word):
-    if not stored:
-        stored.append((sopt.train(**hollowed).output / ACTIVATIONS).read_bytes())
-    (kept,) = stored
-    stray = tmp_path / "stray"
-    stray.mkdir()
-    (stray / ACTIVATIONS).write_bytes(kept)
-    if "images" in changed:
-        changed = {"images": str(save_pictures(tmp_path / "other", count=2))}
-    with pytest.raises(InputError, match=f"was made with another {word}: "):
-        sopt.train(**hollowed | changed | {"output": str(stray)})
-    assert (stray / ACTIVATIONS).read_bytes() == kept
-
-
-SHAPES = {f"{i}.32.0": (1, 3, 2, 2) for i in range(5)}
-
-
-def filled(path, identity):
-    store = Store(path, SHAPES, torch.float32, identity)
-    for name in store.missing():
-        store.write(name, torch.full(SHAPES[name], float(name[0]) + 1))
-    store.close()
-    return path.read_bytes()
-
-
-def test_a_store_is_a_safetensors_file_that_is_mapped(tmp_path):
-    filled(tmp_path / "a", {"seed": "1"})
-    content = load_file(tmp_path / "a")
-    store = Store(tmp_path / "a", SHAPES, torch.float32, {"seed": "1"})
-    assert not store.missing()
-    for name in SHAPES:
-        assert torch.equal(content[name], torch.full((1, 3, 2, 2), float(name[0]) + 1))
-        with MemoryRecorder(CPU, found=False) as memory, memory.phase("read"):
-            entry = store.read(name)
-        assert torch.equal(entry, content[name])
-        assert memory.peaks["read"] == 12 * 4  # the entry alone counts, not the file
-
-
-@pytest.mark.parametrize("size", [1, 60, 250])
-def test_a_store_that_was_cut_short_goes_on(tmp_path, size):
-    whole = filled(tmp_path / "a", {"seed": "1"})
-    os.truncate(tmp_path / "a", len(whole) - size)
-    store = Store(tmp_path / "a", SHAPES, torch.float32, {"seed": "1"})
-    lost = -(-size // 48)
-    assert store.missing() == list(SHAPES)[-min(lost, 5) :]
-    assert filled(tmp_path / "a", {"seed": "1"}) == whole
-
-
-def test_a_damaged_entry_is_computed_again(tmp_path):
-    whole = filled(tmp_path / "a", {})
-    with (tmp_path / "a").open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        file.write(b"\x17")
-    assert Store(tmp_path / "a", SHAPES, torch.float32, {}).missing() == ["4.32.0"]
-    assert filled(tmp_path / "a", {}) == whole
-
-
-def test_a_file_that_is_no_store_is_left_alone(tmp_path):
-    (tmp_path / "a").write_bytes(b"something else")
-    with pytest.raises(InputError, match="is not a store of activations"):
-        Store(tmp_path / "a", SHAPES, torch.float32, {})
-    assert (tmp_path / "a").read_bytes() == b"something else"
-
-
-def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path, monkeypatch):
-    def full(*arguments):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.posix_fallocate", full)
-        with pytest.raises(InputError, match="is too full for 0 MiB of activations"):
-            Store(tmp_path / "a", SHAPES, torch.float32, {})
-    assert filled(tmp_path / "a", {}) == filled(tmp_path / "b", {})
-    with pytest.raises(InputError, match="is too full for"):
-        Store(tmp_path / "c", {"x": (2**45,)}, torch.float32, {})
-    assert not (tmp_path / "c").exists()
-
-
 TOKEN = {"train": "token", "token": "<dog>", "initializer": "a", "prompt": "a <dog>"}
 
 
@@ -341,7 +223,6 @@ TOKEN = {"train": "token", "token": "<dog>", "initializer": "a", "prompt": "a <d
         ({"hollow_samples": 5}, "hollow_samples=5 does not go without hollow"),
         ({"offload": "disk"}, "unknown offload 'disk'"),
         ({"offload": "stream", "checkpointing": False}, "checkpointing=False does not go with"),
-        ({"offload": "stream", "weights": "int8"}, "weights='int8' does not go with offload='str"),
         ({"hollow": "a11", "hollow_dtype": "int8"}, "unknown hollow_dtype 'int8'"),
         (TOKEN | {"hollow": 0.2}, "hollow=0.2 does not go with train='token'"),
         (TOKEN | {"method": "hollowed", "schedule": 0.0}, "hollow='a8' does not go with train='t"),
@@ -354,12 +235,8 @@ def test_wrong_settings_are_refused_before_any_work(settings, wrong, message):
     assert not Path(settings["output"]).exists()
 
 
-def test_int8_weights_are_not_streamed_nor_proposed_to_be(settings):
-    with pytest.raises(InputError, match="weights='int8' does not go with offload='stream'"):
-        sopt.generate(prompt="a dog", weights="int8", offload="stream")
-    with pytest.raises(InputError, match="weights='int8' does not go with offload='stream'"):
-        sopt.plan(settings["model"], weights="int8", offload="stream")
-    for more, streams in (({"weights": "int8"}, False), ({}, True), (TOKEN, False)):
+def test_streaming_is_proposed_where_it_goes_with_the_settings(settings):
+    for more, streams in (({"weights": "int8"}, True), ({}, True), (TOKEN, False)):
         config = TrainConfig.create(**settings | more)
         allowed = _allowed(config, {"offload": "stream", "checkpointing": True})
         assert (allowed is not None) == streams, more
@@ -416,66 +293,3 @@ def test_stage_1_knows_the_timesteps_that_steps_draw_from(hollowed):
     with torch.no_grad():
         (state,) = network.run([inputs], range(cut.hole.stop), kept=cut.hole)
     assert torch.allclose(stored[entry.name].float(), state.hidden.float(), rtol=2e-2, atol=1e-2)
-
-
-# One process imports everything, then forks a child for each run.
-KILLER = """
-import glob, json, os, random, shutil, signal, sys, time
-sys.path.insert(0, sys.argv[1])
-import sopt, sopt.memory, sopt.trainer
-from pipelines import SkipMemory, draw_blank
-sopt.trainer.generate = draw_blank
-sopt.memory.LiveStorage = SkipMemory
-settings, kills = json.loads(sys.argv[2]), int(sys.argv[3])
-chance = random.Random(int(sys.argv[4]))
-names = ["activations.safetensors", "pytorch_lora_weights.safetensors"]
-
-def run(seconds=None):
-    started = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        sopt.train(**settings)
-        os._exit(0)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    assert seconds is not None or status == 0, status
-    return status, time.monotonic() - started
-
-folder = settings["output"]
-settings["output"] = f"{folder}/unbroken/run"
-longest = run()[1]
-read = lambda: [open(f"{settings['output']}/{name}", "rb").read() for name in names]
-expected = read()
-killed = {"stage 1": 0, "stage 2": 0}
-while min(killed.values()) < kills:
-    settings["output"] = f"{folder}/killed/run"
-    status, _ = run(chance.uniform(0, longest))
-    stored = os.path.exists(f"{settings['output']}/activations.safetensors")
-    trained = os.path.exists(f"{settings['output']}/history.jsonl")
-    if os.WIFSIGNALED(status) and stored:
-        killed["stage 2" if trained else "stage 1"] += 1
-    run()
-    assert read() == expected, killed
-    shutil.rmtree(folder + "/killed")
-print(json.dumps(killed))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_twenty_kills_in_each_stage_cost_nothing(hollowed, tmp_path):
-    hollowed |= {"output": str(tmp_path), "steps": 8, "schedule": 0.2, "checkpoint_every": 3}
-    script = [KILLER, str(Path(__file__).parent), json.dumps(hollowed), "20"]
-    # A fork copies one thread only, so torch must not have started others.
-    done = subprocess.run(
-        [sys.executable, "-c", *script, str(random.randrange(2**32))],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parent.parent,
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    killed = json.loads(done.stdout)
-    print("kills:", killed)
-    assert min(killed.values()) >= 20

@@ -1,7 +1,10 @@
 """U-Nets run unit by unit: the bits of the plain forward, with few weights in memory."""
 
+import errno
 import functools
 import os
+from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from sopt.frozen import forget_inputs_of_frozen_convolutions
 from sopt.models import inject_lora, open_model
 from sopt.models.forwards import speed_up_forwards
 from sopt.models.gates import recompute_gates
+from sopt.models.quantized import Spool
+from sopt.models.storage import Int8Storage
 from sopt.streaming import (
     UnitNetwork,
     list_units,
@@ -24,6 +29,7 @@ from sopt.streaming.units import own_tensors
 
 FAMILIES = ("sd15", "sd21", "sdxl", "ssd1b")
 MODELS = (*FAMILIES, "micro", "tiny")
+INT8 = Int8Storage(torch.bfloat16)
 
 
 @functools.cache
@@ -118,6 +124,29 @@ def test_streamed_weights_give_the_bits_of_resident_ones(name, dtype):
     reader.close()
 
 
+@pytest.mark.parametrize("name", ("sd21", "sdxl", "tiny"))
+def test_streamed_int8_weights_give_the_bits_of_resident_ones(name, tmp_path):
+    model = open_reduced(name)
+    plain = model.load("unet", INT8)
+    spooled = replace(model, spool=Spool(tmp_path, plain))
+    network = open_network(spooled, INT8, torch.device("cpu"), stream=True)
+    assert not list(tmp_path.iterdir())  # its file has no name
+    given = inputs_of(model, dtype=torch.bfloat16)
+    results = []
+    for unet, run in ((plain, plain), (network.unet, network)):
+        adapter = inject_lora(unet, 2, 0)
+        randomize(adapter)
+        for _ in range(2):
+            prediction = run(**given, return_dict=False)[0]
+            prediction.float().square().mean().backward()
+        results.append([prediction, *(parameter.grad for parameter in adapter.values())])
+    assert any(gradient.abs().max() > 0 for gradient in results[0][1:])
+    assert all(map(torch.equal, *results))
+    codes = sum(x.numel() for x in plain.state_dict().values() if x.dtype == torch.int8)
+    assert network.weights.bytes < codes / 2
+    network.weights.close()
+
+
 @pytest.mark.parametrize("name", ("sd15", "sdxl", "micro"))
 def test_backward_through_streamed_weights_gives_the_bits_of_plain_autograd(name):
     model = open_reduced(name)
@@ -140,13 +169,13 @@ def test_backward_through_streamed_weights_gives_the_bits_of_plain_autograd(name
     reader.close()
 
 
-@pytest.mark.parametrize("name", ["sdxl", "tiny"])
-def test_streamed_text_encoders_give_the_bits_of_resident_ones(name):
+@pytest.mark.parametrize("name, dtype", [("sdxl", torch.float32), ("sdxl", INT8), ("tiny", INT8)])
+def test_streamed_text_encoders_give_the_bits_of_resident_ones(name, dtype):
     model = open_reduced(name)
     ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
     for component in model.kind.tokenizers:
-        whole = model.load(component)
-        streamed = open_text_encoder(model, component, torch.float32, torch.device("cpu"))
+        whole = model.load(component, dtype)
+        streamed = open_text_encoder(model, component, dtype, torch.device("cpu"))
         with torch.no_grad():
             expected = whole(ids, output_hidden_states=True)
             for _ in range(2):
@@ -158,18 +187,19 @@ def test_streamed_text_encoders_give_the_bits_of_resident_ones(name):
 @pytest.mark.parametrize("name", ["micro", "tiny"])
 def test_the_fingerprint_read_by_units_is_that_of_the_network(name):
     model = open_reduced(name)
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16, INT8):
         expected = fingerprint(model.load("unet", dtype))
         assert network_fingerprint(model, dtype, torch.device("cpu")) == expected
 
 
-def test_weights_that_are_not_finite_are_named(tmp_path):
+@pytest.mark.parametrize("dtype, where", [(torch.float32, " of its unet"), (INT8, "")])
+def test_weights_that_are_not_finite_are_named(tmp_path, dtype, where):
     pipeline = micro_pipeline()
     pipeline.unet.up_blocks[0].resnets[0].conv1.weight.data[0, 0, 0, 0] = float("inf")
     pipeline.save_pretrained(tmp_path)
-    message = "up_blocks.0.resnets.0.conv1.weight of its unet has NaN or infinite values"
+    message = f"up_blocks.0.resnets.0.conv1.weight{where} has NaN or infinite values"
     with pytest.raises(InputError, match=message):
-        network_fingerprint(open_model(tmp_path), torch.float32, torch.device("cpu"))
+        network_fingerprint(open_model(tmp_path), dtype, torch.device("cpu"))
 
 
 def test_a_file_that_shrinks_meanwhile_stops_the_run(tmp_path):
@@ -179,3 +209,37 @@ def test_a_file_that_shrinks_meanwhile_stops_the_run(tmp_path):
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(InputError, match="was cut off while it was in use"), torch.no_grad():
         network(**inputs_of(model))
+
+
+def test_a_full_disk_is_told_where_int8_weights_are_kept(tmp_path, monkeypatch):
+    network = open_reduced("micro").skeleton("unet", dtype=INT8)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda folder: Namespace(free=0))
+        with pytest.raises(InputError, match=r"is too full for \d+ MiB of int8 weights"):
+            Spool(tmp_path, network)
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    spool = Spool(tmp_path, network)
+    monkeypatch.setattr(spool._file, "write", full, raising=False)
+    source = spool.over(open_reduced("micro").source("unet", network))
+    with pytest.raises(InputError, match="is too full for"):
+        source.read("conv_in.codes", torch.empty_like(network.conv_in.codes, device="cpu"))
+
+
+def test_int8_weights_are_read_once_and_kept(tmp_path):
+    read = []
+
+    class Ones:
+        def read(self, name, out, row=None):
+            read.append(name)
+            out.fill_(1)
+
+    spool = Spool(tmp_path, torch.nn.Linear(2, 3))
+    for _ in range(2):
+        for name in ("a.codes", "b.codes"):
+            out = torch.zeros(5, dtype=torch.int8)
+            spool.over(Ones()).read(name, out)
+            assert out.tolist() == [1] * 5
+    assert read == ["a.codes", "b.codes"]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..budget import readable
 from ..errors import InputError
-from ..files import SAFETENSORS_DTYPES, write_bytes
+from ..files import SAFETENSORS_DTYPES, existing_folder, write_bytes
 
 _CHECKSUMS = "checksums"
 
@@ -165,10 +165,7 @@ def _check_header(path: Path, header: bytes, identity: Mapping[str, str]) -> Non
 
 
 def _check_space(path: Path, size: int) -> None:
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if shutil.disk_usage(folder).free < size:
+    if shutil.disk_usage(existing_folder(path)).free < size:
         raise InputError(_no_space(path, size))
 
 

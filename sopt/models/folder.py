@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import InputError
 from .kinds import NOUNS, Kind, build_on_meta, check_class, kind_of
 from .model import Model, Source, remove_submodules
+from .quantized import float_shapes, quantizing
 from .weights import TensorFiles, load_files
 
 # The published architectures: configurations without weights or tokenizers.
@@ -103,11 +104,12 @@ class FolderWeights:
 
     def source(self, component: str, network: nn.Module) -> Source:
         try:
-            return TensorFiles(network, self._files(component))
+            files = TensorFiles(float_shapes(network), self._files(component))
         except InputError as error:
             raise InputError(
                 f"model {self.name!r}: cannot load its {NOUNS[component]}: {error}"
             ) from error
+        return quantizing(files, network)
 
     def tokenizer(self, component: str) -> Any:
         try:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..quantization import quantize
+from ..quantization import quantizable_layers, quantize
 from .kinds import NOUNS, check_class, kind_of
 from .model import Model, Source, remove_submodules
+from .quantized import quantizing, rows_of
 
 
 def open_pipeline(pipeline: Any) -> Model:
@@ -51,7 +52,9 @@ class LoadedWeights:
     def load(
         self, component: str, dtype: torch.dtype, dropped: Sequence[str], int8: str | None = None
     ) -> nn.Module:
-        module = _sharing_copy(self.components[component], dtype).eval()
+        original = self.components[component]
+        exact = [] if int8 is None else list(quantizable_layers(original).values())
+        module = _sharing_copy(original, dtype, exact).eval()
         remove_submodules(module, dropped)
         check_finite(self.name, component, module)
         if int8 is not None:
@@ -59,7 +62,8 @@ class LoadedWeights:
         return module
 
     def source(self, component: str, network: nn.Module) -> Source:
-        return _LoadedSource(dict(self.components[component].named_parameters()))
+        found = dict(self.components[component].named_parameters())
+        return quantizing(_LoadedSource(found), network)
 
     def tokenizer(self, component: str) -> Any:
         return self.components[component]
@@ -71,7 +75,7 @@ class _LoadedSource:
 
     def read(self, name: str, out: Tensor, row: int | None = None) -> None:
         weight = self.weights[name].detach()
-        out.copy_(weight if row is None else weight[row])
+        out.copy_(weight if row is None else rows_of(weight, out, row))
 
 
 def check_finite(name: str, component: str, network: nn.Module) -> None:
@@ -89,15 +93,22 @@ def _config(network: Any) -> dict[str, Any]:
     return config.to_dict() if hasattr(config, "to_dict") else dict(config)
 
 
-def _sharing_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _sharing_copy(
+    module: nn.Module, dtype: torch.dtype, exact: Sequence[nn.Module] = ()
+) -> nn.Module:
     """A copy of the module tree whose tensors share storage with the original's where they can.
 
     What happens to the copy (an adapter, frozen weights, gradient checkpointing, another device)
-    leaves the original alone, and weights of the wanted dtype are not in memory twice.
+    leaves the original alone, and weights of the wanted dtype are not in memory twice. Layers that
+    are ``exact`` keep theirs.
     """
+    kept = {id(weight) for layer in exact for weight in layer.parameters()}
     memo: dict[int, Any] = {}
     for weight in module.parameters():
-        memo[id(weight)] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+        memo[id(weight)] = nn.Parameter(
+            weight.detach() if id(weight) in kept else weight.detach().to(dtype),
+            requires_grad=False,
+        )
     for buffer in module.buffers():
         shared = buffer.detach()
         memo[id(buffer)] = shared.to(dtype) if shared.is_floating_point() else shared

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..memory import return_freed_memory
 from .kinds import Kind, build_on_meta
+from .quantized import Spool, become_int8_on_meta
 from .storage import Int8Storage, Storage
 
 SD21_WIDTH = 1024  # of its text encoder
@@ -31,7 +32,8 @@ class Weights(Protocol):
         ...
 
     def source(self, component: str, network: nn.Module) -> Source:
-        """What reads single weights of the network, which may be on the meta device."""
+        """What reads single weights of the network, which may be on the meta device, and on int8
+        layers."""
         ...
 
     def tokenizer(self, component: str) -> Any: ...
@@ -41,8 +43,8 @@ class Source(Protocol):
     """Reads single weights of a network."""
 
     def read(self, name: str, out: Tensor, row: int | None = None) -> None:
-        """Fill a dense tensor on the CPU with a weight, or with one row of it, converted to the
-        tensor's dtype."""
+        """Fill a dense tensor on the CPU with a weight, or with as many of its rows as the tensor
+        holds from one on, converted to the tensor's dtype."""
         ...
 
 
@@ -55,6 +57,7 @@ class Model:
     configs: Mapping[str, Mapping[str, Any]]  # of the networks and the scheduler, by component
     scheduler_class: str
     weights: Weights
+    spool: Spool | None = None  # where int8 weights of the U-Net are, once they were read
 
     @property
     def vae_factor(self) -> int:
@@ -126,11 +129,16 @@ class Model:
         network = self.weights.load(component, dtype, dropped, int8)
         return network if torch.device(device).type == "cpu" else network.to(device)
 
-    def skeleton(self, component: str, dropped: Sequence[str] = ()) -> Any:
-        """The network on the meta device, frozen and in eval mode: no weight is in memory."""
+    def skeleton(
+        self, component: str, dropped: Sequence[str] = (), dtype: Storage = torch.float32
+    ) -> Any:
+        """The network on the meta device, frozen and in eval mode: no weight is in memory; with
+        int8 layers if ``dtype`` says so."""
         with _disable_current_modes():  # in a simulation too
             network = build_on_meta(self.kind, component, self.configs[component])
-        remove_submodules(network, dropped)
+            remove_submodules(network, dropped)
+            if isinstance(dtype, Int8Storage):
+                become_int8_on_meta(network, dtype.activations(component))
         return network.eval().requires_grad_(False)
 
     def source(self, component: str, network: nn.Module) -> Source:
@@ -139,7 +147,8 @@ class Model:
         Raises:
             InputError: The model's files do not allow it, or one is damaged or lacks a weight.
         """
-        return self.weights.source(component, network)
+        source = self.weights.source(component, network)
+        return source if self.spool is None or component != "unet" else self.spool.over(source)
 
     def tokenizer(self, component: str = "tokenizer") -> Any:
         return self.weights.tokenizer(component)

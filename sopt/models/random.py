@@ -7,7 +7,7 @@ dtype of Stable Diffusion 1.5 and knows nothing. Configurations come from config
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from sopt_kernels import add_noise_
 
 from ..errors import InputError, nearest
+from ..quantization import quantizable_layers
 from .folder import CONFIGS, open_folder
 from .kinds import build_on_meta
 from .model import Model, Source, remove_submodules
+from .quantized import float_shapes, quantizing, rows_of
 from .random_tokenizer import build_tokenizer
 from .weights import materialize
 
@@ -56,7 +58,8 @@ class RandomWeights:
         return draw_weights(network, component, dtype, self.seed, int8)
 
     def source(self, component: str, network: nn.Module) -> Source:
-        return _RandomSource(component, dict(network.named_modules()), self.seed)
+        parts, shapes = dict(network.named_modules()), float_shapes(network)
+        return quantizing(_RandomSource(component, parts, shapes, self.seed), network)
 
     def tokenizer(self, component: str) -> Any:
         return build_tokenizer(self.family, component)
@@ -64,22 +67,29 @@ class RandomWeights:
 
 @dataclass(frozen=True)
 class _RandomSource:
-    """Draws a weight each time that it is read."""
+    """Draws a weight each time that it is read; one that is read by rows, once."""
 
     component: str
     parts: dict[str, nn.Module]
+    shapes: dict[str, tuple[int, ...]]
     seed: int
+    by_rows: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict)
 
     def read(self, name: str, out: Tensor, row: int | None = None) -> None:
-        direct = row is None and out.is_contiguous()
-        whole = out if direct else torch.empty(self._shape(name), dtype=out.dtype)
-        _draw(self.component, self.parts, self.seed, name, whole)
-        if not direct:
-            out.copy_(whole if row is None else whole[row])
+        if row is not None:
+            if (key := (name, out.dtype)) not in self.by_rows:
+                self.by_rows.clear()
+                self.by_rows[key] = self._draw(
+                    name, torch.empty(self.shapes[name], dtype=out.dtype)
+                )
+            out.copy_(rows_of(self.by_rows[key], out, row))
+        elif out.is_contiguous():
+            self._draw(name, out)
+        else:
+            out.copy_(self._draw(name, torch.empty(out.shape, dtype=out.dtype)))
 
-    def _shape(self, name: str) -> torch.Size:
-        path, _, leaf = name.rpartition(".")
-        return getattr(self.parts[path], leaf).shape
+    def _draw(self, name: str, out: Tensor) -> Tensor:
+        return _draw(self.component, self.parts, self.seed, name, out)
 
 
 def draw_weights(
@@ -111,8 +121,11 @@ def draw_weights(
     """
     parts = dict(network.named_modules())
 
+    exact = set() if int8 is None else set(quantizable_layers(network))
+
     def draw(name: str, shaped: Tensor) -> Tensor:
-        weight = torch.empty(shaped.shape, dtype=dtype)
+        kind = torch.float32 if name.rpartition(".")[0] in exact else dtype  # quantized then
+        weight = torch.empty(shaped.shape, dtype=kind)
         return _draw(component, parts, seed, name, weight)
 
     return materialize(network, draw, int8)

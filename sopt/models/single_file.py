@@ -74,7 +74,8 @@ class SingleFileWeights:
     def source(self, component: str, network: nn.Module) -> Source:
         raise InputError(
             f"model {self.model.name!r} is a single file, whose weights cannot be read one at a "
-            "time: hollow and offload='stream' need a diffusers folder"
+            "time: for hollow and offload='stream' make a diffusers folder of it first, with "
+            f"{self.model.kind.pipeline.__name__}.from_single_file(...).save_pretrained(folder)"
         )
 
     def _text_encoder(self, component: str, options: dict[str, Any]) -> Any:

@@ -44,7 +44,8 @@ def materialize(
     """Give every parameter of a network on the meta device its value, in place.
 
     Args:
-        fill: Called with the name and the meta tensor of each parameter, gives the value.
+        fill: Called with the name and the meta tensor of each parameter, and of each buffer of a
+            layer that is int8 already; gives the value.
         int8: Put linear layers and convolutions on int8 weights, with these activations.
         fill_int8: Gives their weights; what ``fill`` gives, quantized, if not given.
 
@@ -63,9 +64,10 @@ def materialize(
                 continue
             owner.register_parameter(leaf, nn.Parameter(fill(name, weight), requires_grad=False))
         for leaf, buffer in list(owner.named_buffers(recurse=False)):
-            assert leaf == "position_ids", f"{path}.{leaf} is not known"  # CLIP's: 0, 1, 2, ...
-            positions = torch.arange(buffer.shape[-1]).expand(buffer.shape)
-            owner.register_buffer(leaf, positions, persistent=False)
+            if leaf == "position_ids":  # CLIP's: 0, 1, 2, ...
+                owner._buffers[leaf] = torch.arange(buffer.shape[-1]).expand(buffer.shape)
+            else:  # of an int8 layer
+                owner._buffers[leaf] = fill(f"{path}.{leaf}", buffer)
         if int8 is not None and codes is not None:
             become_int8(layers[path], codes, int8)
     return module.eval()
@@ -125,7 +127,7 @@ def load_files(
     )
 
 
-def _current_name(stored: str, expected: Mapping[str, Tensor]) -> str | None:
+def _current_name(stored: str, expected: Collection[str]) -> str | None:
     """The parameter that a stored name means; None for one that is not needed any more."""
     renamed = stored
     for old, new in _RENAMED:
@@ -141,24 +143,23 @@ class TensorFiles:
     """Reads single tensors of a network from its safetensors files, at any time and in any order.
 
     Args:
-        network: Names and shapes that are wanted; it may be on the meta device.
+        expected: Shapes that are wanted, by name.
         files: The file, or all shards.
 
     Raises:
         InputError: A file is cut off or damaged, or a weight is missing or of another shape.
     """
 
-    def __init__(self, network: nn.Module, files: Sequence[Path]) -> None:
-        expected = network.state_dict()
+    def __init__(self, expected: Mapping[str, Sequence[int]], files: Sequence[Path]) -> None:
         self._entries: dict[str, tuple[Path, int, Any]] = {}
         for path in files:
             start, entries = _header(path)
             for stored, entry in entries:
                 if (name := _current_name(stored, expected)) is None:
                     continue
-                if math.prod(entry["shape"]) != expected[name].numel():
+                if math.prod(entry["shape"]) != math.prod(expected[name]):
                     raise InputError(
-                        f"{path}: {stored} must have the shape {tuple(expected[name].shape)}, "
+                        f"{path}: {stored} must have the shape {tuple(expected[name])}, "
                         f"got {tuple(entry['shape'])}"
                     )
                 _stored_dtype(path, entry)
@@ -167,11 +168,13 @@ class TensorFiles:
         self._files = {path: path.open("rb", buffering=0) for path in files}
 
     def read(self, name: str, out: Tensor, row: int | None = None) -> None:
-        """Fill a dense CPU tensor, converted to its dtype; with one row only, if given."""
+        """Fill a dense CPU tensor, converted to its dtype; with as many rows as it holds from one
+        on, if given."""
         path, start, entry = self._entries[name]
         size, file = _stored_dtype(path, entry).itemsize, self._files[path]
         if row is not None:
-            _read_entry(path, file, start + row * out.numel() * size, entry, out.view(-1))
+            width = math.prod(entry["shape"][1:])
+            _read_entry(path, file, start + row * width * size, entry, out.view(-1))
         elif out.is_contiguous():
             _read_entry(path, file, start, entry, out.view(-1))
         else:  # in another order than in the file, which has whole rows in turn
@@ -252,7 +255,7 @@ def _read_into(file: Any, offset: int, tensor: Tensor) -> None:
 
 
 def _check_complete(
-    files: Sequence[Path], expected: Mapping[str, Tensor], found: Collection[str]
+    files: Sequence[Path], expected: Collection[str], found: Collection[str]
 ) -> None:
     missing = [name for name in expected if name not in found]
     if missing:

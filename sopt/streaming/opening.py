@@ -12,9 +12,8 @@ from ..checkpoint import Fingerprint
 from ..errors import InputError
 from ..models import Model
 from ..models.model import Source
-from ..models.storage import Int8Storage, Storage, float_dtype
+from ..models.storage import Storage, float_dtype
 from ..models.weights import materialize
-from ..quantization import quantizable_layers
 from .network import UnitNetwork
 from .reader import Reader
 from .units import Unit, list_units
@@ -39,16 +38,15 @@ def open_network(
     """The U-Net without the units of a hole, whose weights are never read.
 
     Args:
-        dtype: Of its weights; of what is left in memory also int8, each layer quantized as it is
-            read. What is streamed is floating point: to quantize it at each visit takes longer
-            than to compute with it.
+        dtype: Of its weights, or int8: a layer of a file of floats is quantized as it is read. A
+            streamed one is read again and again, which ``model.spool`` makes cheap.
         hole: Positions in :func:`units_of`.
         stream: Weights stay in the file, else all that is left is loaded.
         checkpointing: As for :class:`UnitNetwork`; a streamed network always does.
     """
     units = units_of(model)
     dropped = [path for i in hole for path in units[i].modules]
-    unet = model.skeleton("unet", dropped=dropped)
+    unet = model.skeleton("unet", dropped, dtype)
     source = model.source("unet", unet)
     if not stream:
         unet = _load(unet, source, dtype, device)
@@ -60,22 +58,23 @@ def open_network(
 
 def open_text_encoder(model: Model, component: str, dtype: Storage, device: torch.device) -> Any:
     """A text encoder whose layers stay in the file, and of whose vocabulary only the rows of the
-    words in use are read; its weights are floating point, as in :func:`open_network`."""
-    dtype = float_dtype(dtype)
-    encoder = model.skeleton(component)
+    words in use are read."""
+    encoder = model.skeleton(component, dtype=dtype)
     source = model.source(component, encoder)
     layers = [
         (path, module)
         for path, module in encoder.named_modules()
         if path.rpartition(".")[0].endswith("encoder.layers")
     ]
-    reader = Reader(encoder, {i: (p,) for i, (p, _) in enumerate(layers)}, source, dtype, device)
+    parts = {i: (path,) for i, (path, _) in enumerate(layers)}
+    reader = Reader(encoder, parts, source, float_dtype(dtype), device)
     for i, (_, layer) in enumerate(layers):
         layer.register_forward_pre_hook(_visit(reader, i, (i + 1) % len(layers)))
     for path, module in list(encoder.named_modules()):
         if path.endswith("token_embedding"):
             owner, _, leaf = path.rpartition(".")
-            rows = _Rows(f"{path}.weight", module.embedding_dim, source, dtype, device)
+            name, width = f"{path}.weight", module.embedding_dim
+            rows = _Rows(name, width, source, float_dtype(dtype), device)
             setattr(encoder.get_submodule(owner), leaf, rows)
     return _load(encoder, source, dtype, device)
 
@@ -120,19 +119,17 @@ def _visit(reader: Reader, part: int, following: int) -> Callable[..., None]:
 
 
 def _load(network: nn.Module, source: Source, dtype: Storage, device: torch.device) -> Any:
-    """Read every weight that is still on the meta device; a U-Net's perhaps into int8."""
-    int8 = dtype.activations("unet") if isinstance(dtype, Int8Storage) else None
-    layers = {} if int8 is None else quantizable_layers(network)
+    """Read every weight that is still on the meta device."""
 
     def fill(name: str, weight: Tensor) -> Tensor:
         if not weight.is_meta:
             return weight
-        exact = name.rpartition(".")[0] in layers  # quantized; its bias stays float32
-        value = torch.empty(weight.shape, dtype=torch.float32 if exact else float_dtype(dtype))
+        kind = float_dtype(dtype) if isinstance(weight, nn.Parameter) else weight.dtype
+        value = torch.empty(weight.shape, dtype=kind)
         source.read(name, value)
         return value
 
-    network = materialize(network, fill, int8)
+    network = materialize(network, fill)
     return network if device.type == "cpu" else network.to(device)
 
 
