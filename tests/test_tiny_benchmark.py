@@ -63,10 +63,10 @@ def test_a_torn_last_line_does_not_count_and_is_cut_off(tmp_path):
     append_line(file, {"a": 3})
     assert file.read_text() == '{"a": 1}\n{"a": 3}\n'
     file.write_text('{"a": 1}\n{"a"\n{"a": 3}\n')
-    with pytest.raises(InputError, match="line 2 of .* is damaged"):
+    with pytest.raises(InputError, match=r"line 2 of .* is damaged"):
         read_lines(file)
     file.write_text("[1]\n")
-    with pytest.raises(InputError, match="line 1 of .* must be an object"):
+    with pytest.raises(InputError, match=r"line 1 of .* must be an object"):
         read_lines(file)
 
 
@@ -196,6 +196,12 @@ def test_passes_through_the_network_are_counted():
     assert passes(history, "spsa", True) == {"forwards": 2 + 4 + 3, "backwards": 2}
 
 
+def test_a_short_run_says_what_a_long_one_takes():
+    history = [{"branch": "bp", "seconds": s} for s in (9.0, 1.0, 1.2)]
+    history += [{"branch": "zo", "seconds": s} for s in (8.0, 4.0)]
+    assert running.usual_seconds(history) == pytest.approx(3 * 1.2 + 2 * 6.0)
+
+
 @pytest.mark.parametrize("method", ["none", "dtap-0.75", "token-zoodip"])
 def test_a_run_trains_draws_and_scores(method):
     found = run_line(method, 0, 1, PROTOCOL, {})
@@ -213,7 +219,7 @@ def test_a_run_trains_draws_and_scores(method):
 
 def test_fewer_pictures_than_asked_are_refused(monkeypatch):
     monkeypatch.setattr(running, "generate", lambda *_, **__: [])
-    with pytest.raises(InputError, match="'a sks .*' got 0 of 2 pictures"):
+    with pytest.raises(InputError, match=r"'a sks .*' got 0 of 2 pictures"):
         run_line("none", 0, 0, PROTOCOL, {})
 
 

@@ -150,5 +150,5 @@ def test_missing_pictures_and_scores_that_are_not_finite_are_refused(monkeypatch
     with pytest.raises(InputError, match="there are no pictures of the prompt 'a subject'"):
         score(task, [[] for _ in task.prompts])
     monkeypatch.setattr(module, "structure_score", lambda images, subject: float("nan"))
-    with pytest.raises(InputError, match="structure score .* is nan"):
+    with pytest.raises(InputError, match=r"structure score .* is nan"):
         score(task, [[Image.new("RGB", (64, 64))] * 2 for _ in task.prompts])

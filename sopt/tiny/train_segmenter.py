@@ -69,7 +69,9 @@ def main() -> None:
 
     fit("segmenter", segmenter, loss_of_step, steps=STEPS, lr=RATE, work=work, average=0.99)
     save_file({k: v.half() for k, v in segmenter.state_dict().items()}, WEIGHTS)
-    figures = overlaps(segmenter, *drawn(scenes(HELD_OUT, 1), work / "held_out_layouts.safetensors"))
+    figures = overlaps(
+        segmenter, *drawn(scenes(HELD_OUT, 1), work / "held_out_layouts.safetensors")
+    )
     known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     known["segmenter_on_held_out_drawings"] = {k: round(v, 4) for k, v in figures.items()}
     FIGURES.write_text(json.dumps(known, indent=2) + "\n")

@@ -90,9 +90,7 @@ def _fractions(
     floor, ceiling = ends
     if floor is None or ceiling is None or ceiling <= floor:
         return {}
-    return {
-        key: (each - floor) / (ceiling - floor) for key, each in _values(lines, column).items()
-    }
+    return {key: (each - floor) / (ceiling - floor) for key, each in _values(lines, column).items()}
 
 
 def contrast(weights: Mapping[str, float], values: Mapping[str, Values]) -> Interval | None:
@@ -111,9 +109,7 @@ def _method(
         for name in ("peak_bytes", "forwards", "backwards", "core_seconds")
     }
     groups = {
-        group: {
-            name: _average([line["scores"][group][name] for line in lines]) for name in SCORES
-        }
+        group: {name: _average([line["scores"][group][name] for line in lines]) for name in SCORES}
         for group in ("training", *GROUPS)
     }
     return {

@@ -88,9 +88,7 @@ def benchmark_tiny(
     return [found[key, _frozen(asdict(protocol)), _frozen(settings)] for key, settings in runs]
 
 
-def run_missing(
-    file: Path, protocol: Any, runs: Iterable[tuple[Key, Mapping[str, Any]]]
-) -> None:
+def run_missing(file: Path, protocol: Any, runs: Iterable[tuple[Key, Mapping[str, Any]]]) -> None:
     """Do those runs, in order, that the file has no line of, and append theirs."""
     from tqdm import tqdm
 
@@ -106,9 +104,7 @@ def run_missing(
         return
     expected = _expected({key[0] for key, _ in missing}, protocol, lines)
     total = sum(expected[key[0]] for key, _ in missing)
-    logger.info(
-        "%d runs to do, %.2f core-hours expected; %s", len(missing), total / 3600, file
-    )
+    logger.info("%d runs to do, %.2f core-hours expected; %s", len(missing), total / 3600, file)
     with tqdm(
         total=round(total),
         unit="core-s",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import statistics
 import subprocess
 import tempfile
 import time
@@ -26,7 +27,7 @@ from .methods import METHODS, TOKEN, Method
 from .scores import Task, draw_real, make_task, score
 
 SEEDS_A_RUN, SEEDS_A_PROMPT = 10**6, 1000  # a picture's seed does not depend on how many there are
-UNIT = 1 / 25  # of a run's steps, to learn what a whole one would take
+UNIT = 1 / 40  # of a run's steps, to learn what a whole one would take
 
 
 @dataclass(frozen=True)
@@ -90,20 +91,28 @@ def estimate(method: str, protocol: Protocol) -> float:
     run, training = None, 0.0
     with tempfile.TemporaryDirectory() as folder:
         if kind.settings is not None:
-            short = max(2, round(protocol.steps * UNIT))
-            settings = kind.training(short, {})
-            started = time.process_time()
+            settings = kind.training(max(2, round(protocol.steps * UNIT)), {})
+            started, cores = time.perf_counter(), time.process_time()
             run = _train(task, kind, 0, settings, Path(folder))
-            training = (time.process_time() - started) * protocol.steps / short
-        started = time.process_time()
+            used = time.process_time() - cores
+            share = used / (time.perf_counter() - started)  # of a machine that others use too
+            more = kind.training(protocol.steps, {})["steps"] / settings["steps"] - 1
+            training = used + more * share * usual_seconds(run.history)
+        cores = time.process_time()
         first = Task(task.subject, task.photos, task.prompts[:1])
         _draw(first, kind, run, 0, protocol)
-        return training + (time.process_time() - started) * len(task.prompts)
+        return training + (time.process_time() - cores) * len(task.prompts)
 
 
-def _train(
-    task: Task, method: Method, seed: int, settings: Mapping[str, Any], folder: Path
-) -> Run:
+def usual_seconds(history: Sequence[Mapping[str, Any]]) -> float:
+    """Of all steps, each counted as the median of its branch: the first ones take longer."""
+    by_branch: dict[str, list[float]] = {}
+    for entry in history:
+        by_branch.setdefault(entry["branch"], []).append(entry["seconds"])
+    return sum(len(each) * statistics.median(each) for each in by_branch.values())
+
+
+def _train(task: Task, method: Method, seed: int, settings: Mapping[str, Any], folder: Path) -> Run:
     photos, words = folder / "photos", f"sks {task.subject.kind}"
     photos.mkdir()
     own: dict[str, Any] = {}
@@ -164,9 +173,7 @@ def _costs(run: Run) -> dict[str, Any]:
     }
 
 
-def passes(
-    history: Sequence[Mapping[str, Any]], estimator: str, hollowed: bool
-) -> dict[str, int]:
+def passes(history: Sequence[Mapping[str, Any]], estimator: str, hollowed: bool) -> dict[str, int]:
     """``forwards`` and ``backwards`` of the U-Net in a run's steps; a hollow has one forward more
     for each, beforehand."""
     backwards = sum(entry["branch"] == "bp" for entry in history)
