@@ -30,7 +30,7 @@ def rng():
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_a_layout_says_where_the_drawing_differs_from_its_background(kind, rng):
-    subject = replace(random_subject(rng), kind=kind, accessory="balloon")
+    subject = replace(random_subject(rng), kind=kind, accessory="hat")
     scene = place(subject, rng)
     shown, bare = layout(scene), np.asarray(background(scene, 64), np.int32)
     assert set(np.unique(shown)) == set(range(len(LAYOUT)))
