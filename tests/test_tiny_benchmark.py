@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from sopt.evaluation.tiny.lines import append_line, read_lines
 from sopt.evaluation.tiny.methods import CEILING, FLOOR, METHODS, NAMES, TRIALS
 from sopt.evaluation.tiny.observations import OBSERVATIONS, Observation
 from sopt.evaluation.tiny.running import Protocol, passes, run_line
-from sopt.evaluation.tiny.scores import SCORES, TUNING
+from sopt.evaluation.tiny.scores import SCORES, TUNING, make_task
 from sopt.evaluation.tiny.table import markdown
 from sopt.evaluation.tiny.tuning import choose, merit
+from sopt.tiny import judge
 from sopt.tiny.prompts import GROUPS
 
 PROTOCOL = Protocol(steps=2, images_per_prompt=2, sampling_steps=1)
@@ -203,17 +205,32 @@ def test_a_short_run_says_what_a_long_one_takes():
 
 
 @pytest.mark.parametrize("method", ["none", "dtap-0.75", "token-zoodip"])
-def test_a_run_trains_draws_and_scores(method):
+def test_a_run_trains_draws_and_scores(method, monkeypatch):
+    def shorter(number):
+        task = make_task(number)
+        return replace(task, prompts=[task.prompts[0], task.prompts[-1]])
+
+    train, scorers = running.train, []
+
+    def alone(**settings):
+        scorers.append(judge.load.cache_info().currsize)  # would count as the run's memory
+        return train(**settings)
+
+    monkeypatch.setattr(running, "make_task", shorter)
+    monkeypatch.setattr(running, "train", alone)
+    judge.load()
     found = run_line(method, 0, 1, PROTOCOL, {})
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert set(found["scores"]) == {"training", *GROUPS}
     assert found["scores"]["style"]["diversity"] > 0
+    assert found["scores"]["context"]["diversity"] is None
     assert found["versions"]["torch"]
     if method == "none":
         assert "peak_bytes" not in found
     else:
         steps = {"dtap-0.75": 2, "token-zoodip": 15}[method]
         assert found["forwards"] >= steps
+        assert scorers == [0]
         assert found["peak_bytes"] == max(found["phases"].values()) > 2**20
 
 

@@ -58,11 +58,12 @@ def _overlap(a: Tensor, b: Tensor) -> Tensor:
 def poses(subject: Subject) -> Tensor:
     """The subject's layout in every pose of the grid, uint8 (poses, 64, 64)."""
     # Its other attributes leave the layout as it is.
-    return _poses(replace(subject, colour="red", second_colour="blue", pattern="plain"))
+    return pose_grid(replace(subject, colour="red", second_colour="blue", pattern="plain"))
 
 
 @lru_cache(maxsize=1)  # 8 MB; pictures are scored subject by subject
-def _poses(subject: Subject) -> Tensor:
+def pose_grid(subject: Subject) -> Tensor:
+    """As :func:`poses`, and kept until another subject is asked for."""
     margin = max(SHIFTS)
     side = SIDE + 2 * margin
     centre = tuple((margin + SIDE * c) / side for c in CENTRE)

@@ -24,7 +24,7 @@ from ...sampling import generate, png_bytes
 from ...tiny.drawings import draw
 from ...trainer import train
 from .methods import METHODS, TOKEN, Method
-from .scores import Task, draw_real, make_task, score
+from .scores import Task, draw_real, forget, make_task, score
 
 SEEDS_A_RUN, SEEDS_A_PROMPT = 10**6, 1000  # a picture's seed does not depend on how many there are
 UNIT = 1 / 40  # of a run's steps, to learn what a whole one would take
@@ -123,6 +123,7 @@ def _train(task: Task, method: Method, seed: int, settings: Mapping[str, Any], f
         (photos / f"{index}.png").write_bytes(png_bytes(draw(scene)))
         if method.token:  # ZOODiP's captions describe all but the subject; DreamBooth has none
             (photos / f"{index}.txt").write_text(caption)
+    forget()
     return train(
         images=str(photos),
         prompt=f"a {words}",

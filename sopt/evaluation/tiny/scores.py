@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from ...errors import InputError
-from ...tiny import judge
+from ...tiny import judge, segmenter
 from ...tiny.drawings import draw
 from ...tiny.prompts import GROUPS, Prompt, prompts_for, training_prompt
 from ...tiny.scenes import BACKGROUNDS, Scene, Subject, place, random_subject, surroundings
-from ...tiny.structure import structure_score
+from ...tiny.structure import pose_grid, structure_score
 from .methods import CEILING
 
 SCORES = ("subject", "prompt", "structure", "diversity")
@@ -117,6 +117,12 @@ def mean(values: Sequence[float | None]) -> float | None:
     """Of those that are numbers; None if there is none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
+
+
+def forget() -> None:
+    """Have what scores in memory no more, so that it does not count as a run's."""
+    for kept in (judge.load, segmenter.load, pose_grid):
+        kept.cache_clear()
 
 
 @lru_cache(maxsize=64)  # the eight targets of a subject, for all its methods
