@@ -186,6 +186,10 @@ def test_the_analysis_is_by_hand_and_says_what_it_rests_on():
     assert "2 subjects and 1 seed" in page
     assert "the methods are not tuned" in page
     assert "+0.11 (+0.04 to +0.17)" in page
+    assert "class 100%" in page  # of the judge, 0.9979
+    old = line("tap", 0, 0, 0.5) | {"protocol": {}}
+    replaced = line("dtap-0.75", 0, 0, 0.99)
+    assert analyse([old, replaced, *lines]) == found
     one = markdown(analyse([each for each in lines if each["subject"] == 0]))
     assert "one subject gives no intervals" in one
     assert markdown(analyse([])).startswith("There are no results yet.")

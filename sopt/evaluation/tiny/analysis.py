@@ -1,13 +1,12 @@
-"""What the lines say: scores between floor and ceiling, differences, and what of the papers holds.
-
-Everything here is a function of the lines.
-"""
+"""What the lines say: scores between floor and ceiling, differences, what of the papers holds."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...tiny import judge
 from ...tiny.prompts import GROUPS
 from .intervals import Interval, interval
 from .methods import CEILING, FLOOR, METHODS, NAMES
@@ -31,13 +30,25 @@ Values = dict[tuple[int, int], float]  # by (subject, seed)
 def analyse(lines: Sequence[Line]) -> dict[str, Any]:
     """All figures of the table.
 
+    Args:
+        lines: Of a file, in its order. Those of another protocol than the last one's are left out,
+            and of several lines of a run the last one counts.
+
     Returns:
         ``methods``: for each the interval of every column, raw and as a ``fraction`` of the way
         from floor to ceiling, by ``groups`` too, its ``difference`` from backprop-high on the same
         subjects and seeds, mean peak, seconds and passes; ``ceiling`` and ``floor``;
-        ``observations`` with their verdicts; ``subjects``, ``seeds``, ``commits``, ``protocol`` and
-        ``tuned`` of the lines. Figures that the lines do not give are None.
+        ``observations`` with their verdicts; ``judges``, their figures on held-out drawings;
+        ``subjects``, ``seeds``, ``commits``, ``protocol`` and ``tuned`` of the lines. Figures that the lines do not give are None.
     """
+    protocol = lines[-1]["protocol"] if lines else None
+    last = {
+        (line["method"], line["subject"], line["seed"]): line
+        for line in lines
+        if line["protocol"] == protocol
+    }
+    lines = list(last.values())
+    known = json.loads((judge.WEIGHTS.parent / "figures.json").read_text())
     by_method = {name: [line for line in lines if line["method"] == name] for name in NAMES}
     ends = {
         column: (_mean(by_method[FLOOR], column), _mean(by_method[CEILING], column))
@@ -57,10 +68,11 @@ def analyse(lines: Sequence[Line]) -> dict[str, Any]:
         "floor": {column: end[0] for column, end in ends.items()},
         "ceiling": {column: end[1] for column, end in ends.items()},
         "observations": [_verdict(each, fractions) for each in OBSERVATIONS],
+        "judges": {name: known[f"{name}_on_held_out_drawings"] for name in ("judge", "segmenter")},
         "subjects": len({line["subject"] for line in lines}),
         "seeds": len({line["seed"] for line in lines}),
         "commits": sorted({str(line["commit"]) for line in lines}),
-        "protocol": lines[0]["protocol"] if lines else None,
+        "protocol": protocol,
         "tuned": all(
             bool(line["chosen"]) for line in lines if METHODS.get(line["method"], _NONE).trials
         ),

@@ -18,7 +18,7 @@ def markdown(analysis: Mapping[str, Any]) -> str:
 
 
 def basis(analysis: Mapping[str, Any]) -> str:
-    """One paragraph: how many subjects and seeds, tuned or not, floor and ceiling."""
+    """One paragraph: how many subjects and seeds, tuned or not, floor, ceiling, judges."""
     protocol = analysis["protocol"]
     if protocol is None:
         return "There are no results yet.\n"
@@ -35,14 +35,23 @@ def basis(analysis: Mapping[str, Any]) -> str:
         f"{column} {_number(analysis['floor'][column])} to {_number(analysis['ceiling'][column])}"
         for column in COLUMNS
     ]
-    return f"{'; '.join(notes)}. Floor to ceiling: {', '.join(ends)}.\n"
+    read = [
+        f"{name} {value:.0%}"
+        for figures in analysis["judges"].values()
+        for name, value in figures.items()
+    ]
+    return (
+        f"{'; '.join(notes)}. Floor to ceiling: {', '.join(ends)}. What the judges read right of "
+        f"drawings they have not seen: {', '.join(read)}.\n"
+    )
 
 
 def methods(analysis: Mapping[str, Any]) -> str:
     """A row a method: fractions between floor and ceiling, difference, memory, work."""
     heads = [
         "method", "subject, training prompt", f"difference from {REFERENCE}", "subject", "prompt",
-        "structure", "diversity", "peak, MiB", "core-s", "forwards + backwards", "subjects x seeds",
+        "structure", "diversity (raw)", "peak, MiB", "core-s", "forwards + backwards",
+        "subjects x seeds",
     ]  # fmt: skip
     rows = []
     for name, each in analysis["methods"].items():
@@ -58,7 +67,8 @@ def methods(analysis: Mapping[str, Any]) -> str:
                 name,
                 _mean(fraction["training"]),
                 _interval(difference, signed=True),
-                *(_mean(fraction[column]) for column in list(COLUMNS)[1:]),
+                *(_mean(fraction[column]) for column in ("subject", "prompt", "structure")),
+                _mean(each["raw"]["diversity"]),  # which has no best value
                 "-" if peak is None else f"{peak / MIB:.1f}",
                 f"{each['core_seconds']:.0f}",
                 work,
