@@ -39,7 +39,8 @@ def analyse(lines: Sequence[Line]) -> dict[str, Any]:
         from floor to ceiling, by ``groups`` too, its ``difference`` from backprop-high on the same
         subjects and seeds, mean peak, seconds and passes; ``ceiling`` and ``floor``;
         ``observations`` with their verdicts; ``judges``, their figures on held-out drawings;
-        ``subjects``, ``seeds``, ``commits``, ``protocol`` and ``tuned`` of the lines. Figures that the lines do not give are None.
+        ``subjects``, ``seeds``, ``commits``, ``protocol`` and ``tuned`` of the lines.
+        Figures that the lines do not give are None.
     """
     protocol = lines[-1]["protocol"] if lines else None
     last = {
