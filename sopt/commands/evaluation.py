@@ -9,6 +9,7 @@ from ..errors import InputError
 from ..evaluation.benchmarking import PUBLISHED, table
 from ..evaluation.benchmarking import benchmark as run_benchmark
 from ..evaluation.evaluating import evaluate as score
+from ..evaluation.tiny.benchmark import benchmark_tiny
 from .figures import json_file, write_json
 from .log import printed_log
 
@@ -23,14 +24,19 @@ HELP = {
     "batch_size": "pictures embedded, or drawn, at once",
     "device": "where to compute: cpu, cuda; the GPU if there is one, if not given",
     "data": "the dataset's folder, as downloaded",
-    "output": "folder to write; a benchmark that was stopped there goes on",
-    "subjects": "names of the subjects to take; all if not given",
+    "output": "folder to write, for tiny a .jsonl file; a benchmark that was stopped goes on",
+    "subjects": "names of the subjects to take, for tiny numbers; all if not given",
     "num_prompts": "the first so many prompts of each subject; all if not given",
     "images_per_prompt": "pictures of each prompt",
     "sampling_steps": "denoising steps of each picture",
     "guidance": "classifier-free guidance scale",
     "sampling_seed": "seed of the first picture of the first prompt",
+    "seeds": "with tiny: seeds of training and drawing",
+    "methods": "with tiny: which, and drawings and others for ceiling and floor; all if not given",
+    "tuning": "with tiny: a .jsonl file of the search for settings, which is completed first",
 }
+OF_TINY = tuple(inspect.signature(benchmark_tiny).parameters)
+ONLY_OF_TINY = ("seeds", "methods", "tuning")
 
 
 def evaluate(options: dict[str, Any]) -> None:
@@ -50,13 +56,47 @@ def evaluate(options: dict[str, Any]) -> None:
 
 
 def benchmark(options: dict[str, Any]) -> None:
-    """Train on each subject of a published dataset, draw its prompts, and score."""
+    """Train on each subject of a dataset, draw its prompts, and score."""
+    if options["dataset"] == "tiny":
+        return _benchmark_tiny(options)
+    for name in ONLY_OF_TINY:
+        if name in options:
+            raise InputError(f"{name} goes with the dataset tiny only, got {options['dataset']!r}")
     file = json_file(options)
     _require(options, ("data", "output"))
     with printed_log():
         report = run_benchmark(**options)
     write_json(file, report)
     print(table(report))
+    return None
+
+
+def _benchmark_tiny(options: dict[str, Any]) -> None:
+    file = json_file(options)
+    del options["dataset"]
+    for name in options:
+        if name not in OF_TINY:
+            raise InputError(f"{name} does not go with the benchmark tiny, which has its own")
+    _require(options, ("output",))
+    for name in ("subjects", "seeds"):
+        if name in options:
+            options[name] = [_whole(name, value) for value in options[name]]
+    with printed_log():
+        lines = benchmark_tiny(**options)
+
+    from ..evaluation.tiny.analysis import analyse
+    from ..evaluation.tiny.table import markdown
+
+    analysis = analyse(lines)
+    write_json(file, analysis)
+    print(markdown(analysis))
+
+
+def _whole(name: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError as error:
+        raise InputError(f"{name} must be whole numbers, got {value!r}") from error
 
 
 def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +104,11 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_benchmark_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", metavar="DATASET", help=f"which one: {' or '.join(PUBLISHED)}")
+    known = ", ".join(PUBLISHED)
+    parser.add_argument("dataset", metavar="DATASET", help=f"which one: {known}, or tiny")
+    for name in ONLY_OF_TINY:
+        several = None if name == "tuning" else "+"
+        parser.add_argument(f"--{name}", metavar=name.upper(), nargs=several, help=HELP[name])
     # The training settings, which the command line adds, have the device.
     _add_options(parser, run_benchmark, several=("subjects",), without=("dataset", "training"))
 

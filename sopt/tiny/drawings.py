@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import aggdraw
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from .backgrounds import background
@@ -17,6 +18,7 @@ from .bodies import BODIES, Body, Part, Points, accessory_parts, box, ellipse
 from .scenes import Scene
 
 SIDE = 64  # pixels
+LAYOUT = ("background", "body", "parts", "accessory")  # what a pixel can show
 
 RGB = {
     "red": (214, 45, 40),
@@ -49,14 +51,7 @@ def draw(scene: Scene, side: int = SIDE) -> Image.Image:
     """
     s = scene.subject
     body = BODIES[s.kind](s.identity)
-    c, w = np.cos(scene.tilt), np.sin(scene.tilt)
-    mirror = -1.0 if scene.viewpoint == "left" else 1.0
-
-    def to_pixels(points: Points) -> list[float]:
-        x, y = points[:, 0] * mirror, points[:, 1]
-        turned = np.stack([c * x - w * y, w * x + c * y], axis=1) * scene.scale
-        return ((turned + scene.centre) * side).ravel().tolist()
-
+    to_pixels = _placement(scene, side)
     image = background(scene, side)
     backdrop = image.copy()
     colours = _ROLES | {"second": RGB[s.second_colour]}
@@ -83,6 +78,45 @@ def draw(scene: Scene, side: int = SIDE) -> Image.Image:
     paint(body.top)
     paint(accessory_parts(s.accessory, body))
     return image
+
+
+def layout(scene: Scene, side: int = SIDE) -> NDArray[np.uint8]:
+    """Which of ``LAYOUT`` each pixel of ``scene`` shows, (side, side): its index there.
+
+    Example:
+        >>> from sopt.tiny.scenes import random_scene
+        >>> layout(random_scene(np.random.default_rng(0))).max() < len(LAYOUT)
+        True
+    """
+    s = scene.subject
+    body, to_pixels = BODIES[s.kind](s.identity), _placement(scene, side)
+    shown = np.zeros((side, side), np.uint8)
+
+    def fill(label: int, outlines: list[Points]) -> None:
+        mask = _mask([to_pixels(points) for points in outlines], side)
+        shown[np.asarray(mask) >= 128] = label
+
+    for role, points in body.behind:
+        fill(0 if role == "hole" else 2, [points])
+    fill(1, body.main)
+    for _, points in body.top:
+        fill(2, [points])
+    for _, points in accessory_parts(s.accessory, body):
+        fill(3, [points])
+    return shown
+
+
+def _placement(scene: Scene, side: int) -> Callable[[Points], list[float]]:
+    """From the subject's own frame to pixels, by the scene's pose."""
+    c, w = np.cos(scene.tilt), np.sin(scene.tilt)
+    mirror = -1.0 if scene.viewpoint == "left" else 1.0
+
+    def to_pixels(points: Points) -> list[float]:
+        x, y = points[:, 0] * mirror, points[:, 1]
+        turned = np.stack([c * x - w * y, w * x + c * y], axis=1) * scene.scale
+        return ((turned + scene.centre) * side).ravel().tolist()
+
+    return to_pixels
 
 
 def _mask(outlines: list[list[float]], side: int) -> Image.Image:

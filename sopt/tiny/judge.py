@@ -82,6 +82,12 @@ def read(images: Sequence[Image.Image]) -> tuple[dict[str, Tensor], Tensor]:
     return {k: v.softmax(dim=1) for k, v in logits.items()}, embedding
 
 
+@torch.no_grad()
+def features(images: Sequence[Image.Image]) -> Tensor:
+    """What the judge bases its answers on: (n, 256), without a meaning of their own."""
+    return load().trunk(to_pixels(images))
+
+
 @dataclass(frozen=True)
 class Reference:
     """What the judge knows of one subject: its attributes and the place of its identity.

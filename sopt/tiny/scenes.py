@@ -22,7 +22,7 @@ RARE_TOKENS = ("sks", "zwx", "olis", "pky")  # known to the tokenizer, meaningle
 IDENTITY_NUMBERS = 10
 HELD_OUT_SHARE = 0.1  # of the 512 (class, colour, background) combinations
 
-_PLACE = {
+PLACES = {
     "beach": "on the beach",
     "meadow": "in a meadow",
     "snow": "in the snow",
@@ -32,8 +32,8 @@ _PLACE = {
     "room": "in a room",
     "forest": "in the forest",
 }
-_PATTERN_NOUN = {"striped": "stripes", "dotted": "dots", "checkered": "checks"}
-_WEARING = {
+PATTERN_NOUNS = {"striped": "stripes", "dotted": "dots", "checkered": "checks"}
+WEARING = {
     "hat": "wearing a hat",
     "crown": "wearing a crown",
     "bow": "wearing a bow",
@@ -142,7 +142,7 @@ def surroundings(scene: Scene) -> str:
         >>> surroundings(Scene(subject, "night", "left", (0.5, 0.5), 0.4, 0.0, 0))
         'at night facing left'
     """
-    return f"{_PLACE[scene.background]} facing {scene.viewpoint}"
+    return f"{PLACES[scene.background]} facing {scene.viewpoint}"
 
 
 def random_caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -172,11 +172,11 @@ def _caption(
             words += ["and", s.second_colour]
     words.append(s.kind)
     if second and s.pattern != "plain":
-        words += ["with", s.second_colour, _PATTERN_NOUN[s.pattern]]
+        words += ["with", s.second_colour, PATTERN_NOUNS[s.pattern]]
     if accessory and s.accessory != "none":
-        words.append(_WEARING[s.accessory])
+        words.append(WEARING[s.accessory])
     if place_named:
-        words.append(_PLACE[scene.background])
+        words.append(PLACES[scene.background])
     if viewpoint:
         words.append(f"facing {scene.viewpoint}")
     if words[1][0] in "aeiou":
@@ -186,7 +186,7 @@ def _caption(
 
 def vocabulary() -> list[str]:
     """Every word that a caption can hold, and the rare tokens, sorted."""
-    text = " ".join([*_PLACE.values(), *_WEARING.values(), *_PATTERN_NOUN.values()])
+    text = " ".join([*PLACES.values(), *WEARING.values(), *PATTERN_NOUNS.values()])
     rest = "a an photo picture drawing painting of and with facing the on in at without"
     words = {*text.split(), *rest.split(), *CLASSES, *COLOURS, *PATTERNS, *VIEWPOINTS}
     return sorted(words | set(RARE_TOKENS) | {"plain", "wearing"})

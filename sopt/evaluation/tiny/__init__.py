@@ -1,0 +1,1 @@
+"""``sopt benchmark tiny``: every method on subjects that the bundled model has never seen."""

@@ -1,0 +1,168 @@
+"""What the lines say: scores between floor and ceiling, differences, what of the papers holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...tiny import judge
+from ...tiny.prompts import GROUPS
+from .intervals import Interval, interval
+from .methods import CEILING, FLOOR, METHODS, NAMES
+from .observations import OBSERVATIONS, Observation
+from .scores import SCORES, overall
+
+# Columns: score, and the prompts it is a mean over.
+COLUMNS = {
+    "training": ("subject", "training"),
+    "subject": ("subject", None),
+    "prompt": ("prompt", None),
+    "structure": ("structure", None),
+    "diversity": ("diversity", None),
+}
+REFERENCE = "backprop-high"
+
+Line = Mapping[str, Any]
+Values = dict[tuple[int, int], float]  # by (subject, seed)
+
+
+def analyse(lines: Sequence[Line]) -> dict[str, Any]:
+    """All figures of the table.
+
+    Args:
+        lines: Of a file, in its order. Those of another protocol than the last one's are left out,
+            and of several lines of a run the last one counts.
+
+    Returns:
+        ``methods``: for each the interval of every column, raw and as a ``fraction`` of the way
+        from floor to ceiling, by ``groups`` too, its ``difference`` from backprop-high on the same
+        subjects and seeds, mean peak, seconds and passes; ``ceiling`` and ``floor``;
+        ``observations`` with their verdicts; ``judges``, their figures on held-out drawings;
+        ``subjects``, ``seeds``, ``commits``, ``protocol`` and ``tuned`` of the lines.
+        Figures that the lines do not give are None.
+    """
+    protocol = lines[-1]["protocol"] if lines else None
+    last = {
+        (line["method"], line["subject"], line["seed"]): line
+        for line in lines
+        if line["protocol"] == protocol
+    }
+    lines = list(last.values())
+    known = json.loads((judge.WEIGHTS.parent / "figures.json").read_text())
+    by_method = {name: [line for line in lines if line["method"] == name] for name in NAMES}
+    ends = {
+        column: (_mean(by_method[FLOOR], column), _mean(by_method[CEILING], column))
+        for column in COLUMNS
+    }
+    fractions = {
+        name: {column: _fractions(by_method[name], column, ends[column]) for column in COLUMNS}
+        for name in METHODS
+    }
+    methods = {
+        name: _method(by_method[name], fractions[name], fractions[REFERENCE])
+        for name in METHODS
+        if by_method[name]
+    }
+    return {
+        "methods": methods,
+        "floor": {column: end[0] for column, end in ends.items()},
+        "ceiling": {column: end[1] for column, end in ends.items()},
+        "observations": [_verdict(each, fractions) for each in OBSERVATIONS],
+        "judges": {name: known[f"{name}_on_held_out_drawings"] for name in ("judge", "segmenter")},
+        "subjects": len({line["subject"] for line in lines}),
+        "seeds": len({line["seed"] for line in lines}),
+        "commits": sorted({str(line["commit"]) for line in lines}),
+        "protocol": protocol,
+        "tuned": all(
+            bool(line["chosen"]) for line in lines if METHODS.get(line["method"], _NONE).trials
+        ),
+    }
+
+
+def value(line: Line, column: str) -> float | None:
+    """A column of a line: the score of one group of prompts, or its mean over the four."""
+    name, group = COLUMNS[column]
+    return overall(line["scores"], name) if group is None else line["scores"][group][name]
+
+
+def _values(lines: Sequence[Line], column: str) -> Values:
+    found = {(line["subject"], line["seed"]): value(line, column) for line in lines}
+    return {key: each for key, each in found.items() if each is not None}
+
+
+def _mean(lines: Sequence[Line], column: str) -> float | None:
+    found = interval(_values(lines, column))
+    return None if found is None else found.mean
+
+
+def _fractions(
+    lines: Sequence[Line], column: str, ends: tuple[float | None, float | None]
+) -> Values:
+    """Of the way from floor to ceiling, both means over all their lines."""
+    floor, ceiling = ends
+    if floor is None or ceiling is None or ceiling <= floor:
+        return {}
+    return {key: (each - floor) / (ceiling - floor) for key, each in _values(lines, column).items()}
+
+
+def contrast(weights: Mapping[str, float], values: Mapping[str, Values]) -> Interval | None:
+    """The interval of a weighted sum of methods, over subjects and seeds that all of them have."""
+    shared = set.intersection(*(set(values[name]) for name in weights))
+    return interval(
+        {key: sum(w * values[name][key] for name, w in weights.items()) for key in sorted(shared)}
+    )
+
+
+def _method(
+    lines: Sequence[Line], own: Mapping[str, Values], reference: Mapping[str, Values]
+) -> dict[str, Any]:
+    costs = {
+        name: _average([line.get(name) for line in lines])
+        for name in ("peak_bytes", "forwards", "backwards", "core_seconds")
+    }
+    groups = {
+        group: {name: _average([line["scores"][group][name] for line in lines]) for name in SCORES}
+        for group in ("training", *GROUPS)
+    }
+    return {
+        "raw": {column: _plain(interval(_values(lines, column))) for column in COLUMNS},
+        "fraction": {column: _plain(interval(own[column])) for column in COLUMNS},
+        "difference": {
+            column: _plain(
+                contrast({"own": 1, "other": -1}, {"own": own[column], "other": reference[column]})
+            )
+            for column in COLUMNS
+        },
+        "groups": groups,
+        "train_seconds": _average([line["seconds"]["train"] for line in lines]),
+        **costs,
+    }
+
+
+def _verdict(
+    observation: Observation, fractions: Mapping[str, Mapping[str, Values]]
+) -> dict[str, Any]:
+    values = {name: fractions[name][observation.column] for name in observation.weights}
+    found = contrast(observation.weights, values)
+    return {
+        "text": observation.text,
+        "source": observation.source,
+        "column": observation.column,
+        "weights": dict(observation.weights),
+        "above": observation.above,
+        "interval": _plain(found),
+        "verdict": observation.verdict(found),
+    }
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    known = [each for each in values if each is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _plain(found: Interval | None) -> dict[str, Any] | None:
+    return None if found is None else found.to_dict()
+
+
+_NONE = METHODS["none"]

@@ -1,0 +1,146 @@
+"""The whole table: which runs are missing, what they will take, and the runs, one line each.
+
+What takes seconds to import is imported on use: the command line reads the signature.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ... import checks
+from ...errors import InputError
+from .methods import NAMES, check_methods
+
+logger = logging.getLogger(__name__)
+
+SUBJECTS, SEEDS = 10, 3
+Key = tuple[str, int, int]  # method, subject, seed
+
+
+def benchmark_tiny(
+    output: str | Path,
+    *,
+    subjects: Sequence[int] = tuple(range(SUBJECTS)),
+    seeds: Sequence[int] = tuple(range(SEEDS)),
+    methods: Sequence[str] = NAMES,
+    steps: int = 400,
+    images_per_prompt: int = 4,
+    sampling_steps: int = 15,
+    tuning: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Teach the bundled model unseen subjects by every method, and score what it draws.
+
+    Each (method, subject, seed) is a line of ``output``, appended when it is done. A benchmark that
+    was stopped goes on when called again, with more subjects, seeds or methods too; lines with
+    other settings stay in the file and count for nothing.
+
+    Args:
+        output: The file of results, ``.jsonl``.
+        subjects: Numbers of subjects, each in [0, 100).
+        seeds: Of training and drawing.
+        methods: Names; those of the drawings, "drawings" and "others", are ceiling and floor.
+        steps: Of a LoRA; a token has 7.5 times as many.
+        images_per_prompt, sampling_steps: Of the pictures that are scored.
+        tuning: A file of the search, which is completed first for these methods: six trials of
+            each on two other subjects. Without it methods have their default settings.
+
+    Returns:
+        The lines of these methods, subjects and seeds.
+
+    Raises:
+        InputError: A value out of range, or a damaged line.
+    """
+    from ...files import check_writable
+    from .lines import read_lines
+    from .running import Protocol
+    from .tuning import SearchFile
+
+    check_methods(methods)
+    for name, values, most in (("subjects", subjects, 100), ("seeds", seeds, 2**32)):
+        for value in values:
+            checks.integer(name, value, 0, most)
+    for name, value in (
+        ("steps", steps), ("images_per_prompt", images_per_prompt),
+        ("sampling_steps", sampling_steps),
+    ):  # fmt: skip
+        checks.integer(name, value, 1, 1001)
+    file = Path(output)
+    for each in (file, *([] if tuning is None else [Path(tuning)])):
+        if each.suffix != ".jsonl" or each.is_dir():
+            raise InputError(f"the file of results must be named *.jsonl, got {str(each)!r}")
+        check_writable(each.parent)
+    if tuning is not None and Path(tuning).absolute() == file.absolute():
+        raise InputError(f"tuning must be another file than output, got {str(tuning)!r} twice")
+    protocol = Protocol(steps, images_per_prompt, sampling_steps)
+    read_lines(file)  # damaged: known at once
+    chosen: Mapping[str, Mapping[str, Any]] = {}
+    if tuning is not None:
+        chosen = SearchFile(Path(tuning), protocol).complete(methods)
+    wanted = [(m, subject, seed) for seed, subject, m in product(seeds, subjects, methods)]
+    runs = [(key, chosen.get(key[0], {})) for key in wanted]
+    run_missing(file, protocol, runs)
+    found = {_identity(line): line for line in read_lines(file)}
+    return [found[key, _frozen(asdict(protocol)), _frozen(settings)] for key, settings in runs]
+
+
+def run_missing(file: Path, protocol: Any, runs: Iterable[tuple[Key, Mapping[str, Any]]]) -> None:
+    """Do those runs, in order, that the file has no line of, and append theirs."""
+    from tqdm import tqdm
+
+    from .lines import append_line, read_lines
+    from .running import run_line
+
+    own = _frozen(asdict(protocol))
+    lines = read_lines(file)
+    done = {_identity(line) for line in lines}
+    missing = [run for run in runs if (run[0], own, _frozen(run[1])) not in done]
+    if not missing:
+        logger.info("%s has all lines", file)
+        return
+    expected = _expected({key[0] for key, _ in missing}, protocol, lines)
+    total = sum(expected[key[0]] for key, _ in missing)
+    logger.info("%d runs to do, %.2f core-hours expected; %s", len(missing), total / 3600, file)
+    with tqdm(
+        total=round(total),
+        unit="core-s",
+        bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
+    ) as bar:
+        for (method, subject, seed), settings in missing:
+            bar.set_postfix_str(f"{method}, subject {subject}, seed {seed}")
+            append_line(file, run_line(method, subject, seed, protocol, settings))
+            bar.update(round(expected[method]))
+
+
+def _expected(
+    methods: Iterable[str], protocol: Any, lines: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """Core-seconds of a run of each method: of its earlier lines, or from a short run."""
+    from .running import estimate
+
+    known: dict[str, list[float]] = {}
+    for line in lines:
+        if line["protocol"] == asdict(protocol):
+            known.setdefault(line["method"], []).append(line["core_seconds"])
+    return {
+        method: sum(known[method]) / len(known[method])
+        if method in known
+        else estimate(method, protocol)
+        for method in sorted(methods)
+    }
+
+
+def _identity(line: Mapping[str, Any]) -> tuple[Key, Any, Any]:
+    try:
+        key = (line["method"], line["subject"], line["seed"])
+        return key, _frozen(line["protocol"]), _frozen(line["chosen"])
+    except (KeyError, AttributeError) as error:
+        raise InputError(f"a line of results lacks {error}: {str(line)[:80]}") from error
+
+
+def _frozen(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(settings.items()))

@@ -1,0 +1,111 @@
+"""The methods that are compared: their settings, and the six trials of each in the search.
+
+Steps of all are in proportion: 7.5 steps of a token to one of a LoRA, which is 3000 to 400. A step
+of textual inversion by backprop is a forward and a backward pass, which takes the time of two, and
+one of ZOODiP is three forwards: equal steps are equal forwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from ...errors import InputError, nearest
+
+TOKEN = "<subject>"
+TOKEN_STEPS = 7.5  # to one of a LoRA
+RATIO = 0.75  # at 0.5 the bundled model's backprop sees latents of 8 x 8
+CUT = "a10"  # leaves out 41 % of the bundled model; the paper's 39 % is a8 of another one
+TRIALS = 6
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """Settings of :func:`sopt.train`, and those that the search may choose on top."""
+
+    settings: Settings | None  # None: the model as it is
+    trials: tuple[Settings, ...] = ()
+    common: Settings = field(
+        default_factory=lambda: {
+            "weights": "float32",
+            "num_perturbations": 2,  # the paper of the selective method gives no number
+            "samples": False,
+            "checkpointing": False,  # as in the papers' tables, and quicker
+            "checkpoint_every": 2**31,
+        }
+    )
+
+    @property
+    def token(self) -> bool:
+        """Whether it trains a word rather than a LoRA."""
+        return self.settings is not None and "token" in self.settings
+
+    def training(self, steps: int, chosen: Settings) -> dict[str, Any]:
+        """All settings but pictures, prompt, output and seed, for LoRAs of ``steps`` steps."""
+        assert self.settings is not None
+        own = round(steps * TOKEN_STEPS) if self.token else steps
+        return {**self.common, "steps": own, **self.settings, **chosen}
+
+
+def _rates(name: str, *values: float) -> tuple[Settings, ...]:
+    return tuple({name: value} for value in values)
+
+
+_BACKPROP = _rates("lr", 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+_ZEROTH_ORDER = _rates("zo_lr", 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
+_BOTH = tuple({"lr": lr, "zo_lr": zo_lr} for lr, zo_lr in product((5e-4, 1e-3, 2e-3), (0.1, 0.3)))
+
+
+def _selective(ratio: float = RATIO, **settings: Any) -> Method:
+    return Method({"method": "selective", "low_res_ratio": ratio, **settings}, _BOTH)
+
+
+METHODS = {
+    "none": Method(None),
+    "backprop-high": Method({"method": "backprop-high"}, _BACKPROP),
+    "backprop-low": Method({"method": "backprop-low", "low_res_ratio": RATIO}, _BACKPROP),
+    "zeroth-order": Method({"method": "zeroth-order"}, _ZEROTH_ORDER),
+    "random": _selective(schedule="random"),
+    "reversed": _selective(schedule="reversed"),
+    "tap": _selective(schedule="tap"),
+    "dtap-0.5": _selective(0.5),
+    "dtap-0.625": _selective(0.625),
+    "dtap-0.75": _selective(0.75),
+    "hollowed-a11": Method({"method": "hollowed", "hollow": "a11"}, _BACKPROP),
+    "hollowed-a10": Method({"method": "hollowed", "hollow": "a10"}, _BACKPROP),
+    "hollowed-a9": Method({"method": "hollowed", "hollow": "a9"}, _BACKPROP),
+    "token-backprop": Method(
+        {"method": "backprop-high", "train": "token", "token": TOKEN},
+        _rates("lr", 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 4e-2),
+    ),
+    "token-zoodip": Method(
+        # An element of the bundled model's word embeddings is four to five times as large as one of
+        # SD1.5's, and so are perturbation and step.
+        {
+            "method": "textual-inversion",
+            "token": TOKEN,
+            "eps": 5e-3,
+            "zo_lr": 2e-2,
+            "perturbation_batch": 3,
+        },
+        _rates("zo_lr", 5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 1.6e-1),
+    ),
+    "dtap-int8": _selective(weights="int8"),
+    "dtap-hollowed": _selective(hollow=CUT),
+    "dtap-hollowed-int8": _selective(hollow=CUT, weights="int8"),
+}
+# Not methods but drawings, scored as a method's pictures are: of the subject as the prompt wants
+# it, and of other subjects of its class, elsewhere.
+CEILING, FLOOR = "drawings", "others"
+NAMES = (CEILING, FLOOR, *METHODS)
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Raise InputError for a name that is no method's."""
+    for name in names:
+        if name not in NAMES:
+            raise InputError(f"unknown method {name!r}: {nearest(name, NAMES)}")

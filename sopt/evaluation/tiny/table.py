@@ -1,0 +1,133 @@
+"""The analysis as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...tiny.prompts import GROUPS
+from .analysis import COLUMNS, REFERENCE
+
+MIB = 2**20
+
+
+def markdown(analysis: Mapping[str, Any]) -> str:
+    """What the figures rest on, the table of methods, that of groups, the observations."""
+    parts = [basis(analysis), methods(analysis), groups(analysis), observations(analysis)]
+    return "\n".join(parts)
+
+
+def basis(analysis: Mapping[str, Any]) -> str:
+    """One paragraph: how many subjects and seeds, tuned or not, floor, ceiling, judges."""
+    protocol = analysis["protocol"]
+    if protocol is None:
+        return "There are no results yet.\n"
+    counts = f"{_count(analysis['subjects'], 'subject')} and {_count(analysis['seeds'], 'seed')}"
+    notes = [
+        f"{counts}, {protocol['steps']} steps, {protocol['images_per_prompt']} pictures a prompt "
+        f"in {protocol['sampling_steps']} steps"
+    ]
+    if not analysis["tuned"]:
+        notes.append("default settings: **the methods are not tuned**")
+    if analysis["subjects"] < 2:
+        notes.append("**one subject gives no intervals**")
+    ends = [
+        f"{column} {_number(analysis['floor'][column])} to {_number(analysis['ceiling'][column])}"
+        for column in COLUMNS
+    ]
+    read = [
+        f"{name} {value:.0%}"
+        for figures in analysis["judges"].values()
+        for name, value in figures.items()
+    ]
+    return (
+        f"{'; '.join(notes)}. Floor to ceiling: {', '.join(ends)}. What the judges read right of "
+        f"drawings they have not seen: {', '.join(read)}.\n"
+    )
+
+
+def methods(analysis: Mapping[str, Any]) -> str:
+    """A row a method: fractions between floor and ceiling, difference, memory, work."""
+    heads = [
+        "method", "subject, training prompt", f"difference from {REFERENCE}", "subject", "prompt",
+        "structure", "diversity (raw)", "peak, MiB", "core-s", "forwards + backwards",
+        "subjects x seeds",
+    ]  # fmt: skip
+    rows = []
+    for name, each in analysis["methods"].items():
+        fraction = each["fraction"]
+        known = each["raw"]["training"]
+        difference = None if name == REFERENCE else each["difference"]["training"]
+        peak = each["peak_bytes"]
+        work = "-"
+        if each["forwards"] is not None:
+            work = f"{each['forwards']:.0f} + {each['backwards']:.0f}"
+        rows.append(
+            [
+                name,
+                _mean(fraction["training"]),
+                _interval(difference, signed=True),
+                *(_mean(fraction[column]) for column in ("subject", "prompt", "structure")),
+                _mean(each["raw"]["diversity"]),  # which has no best value
+                "-" if peak is None else f"{peak / MIB:.1f}",
+                f"{each['core_seconds']:.0f}",
+                work,
+                f"{known['subjects']} x {known['seeds']}",
+            ]
+        )
+    return _table(heads, rows)
+
+
+def groups(analysis: Mapping[str, Any]) -> str:
+    """Subject, prompt and structure scores, raw, of each group of prompts."""
+    rows = [
+        [
+            name,
+            *(
+                " / ".join(
+                    _number(each["groups"][group][score])
+                    for score in ("subject", "prompt", "structure")
+                )
+                for group in GROUPS
+            ),
+        ]
+        for name, each in analysis["methods"].items()
+    ]
+    return _table(["subject / prompt / structure", *GROUPS], rows)
+
+
+def observations(analysis: Mapping[str, Any]) -> str:
+    """A row an observation: the sum that decides, its interval, the verdict."""
+    rows = []
+    for each in analysis["observations"]:
+        terms = [f"{weight:+g} {name}" for name, weight in each["weights"].items()]
+        rule = f"{each['column']}: {' '.join(terms)} > {each['above']:g}"
+        row = [each["text"], each["source"], rule, _interval(each["interval"], signed=True)]
+        rows.append([*row, each["verdict"]])
+    return _table(["observation", "of", "holds if", "found", "verdict"], rows)
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _mean(found: Mapping[str, Any] | None) -> str:
+    return "-" if found is None else _number(found["mean"])
+
+
+def _interval(found: Mapping[str, Any] | None, signed: bool = False) -> str:
+    if found is None:
+        return "-"
+    form = "+.2f" if signed else ".2f"
+    if found["low"] is None:
+        return f"{found['mean']:{form}}"
+    return f"{found['mean']:{form}} ({found['low']:{form}} to {found['high']:{form}})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,63 @@
+"""The search: the same effort for every method, on subjects that are not in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from .benchmark import run_missing
+from .lines import read_lines
+from .methods import METHODS
+from .running import Protocol
+from .scores import TUNING, overall
+
+SUBJECTS = (TUNING, TUNING + 1)
+SEED = 0
+
+
+class SearchFile:
+    """The lines of the search, in a file of their own."""
+
+    def __init__(self, file: Path, protocol: Protocol) -> None:
+        self._file, self._protocol = file, protocol
+
+    def complete(self, methods: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        """Do the trials that are missing; the chosen settings of each method that has trials."""
+        tried = {name: METHODS[name].trials for name in methods if name in METHODS}
+        run_missing(
+            self._file,
+            self._protocol,
+            (
+                ((name, subject, SEED), trial)
+                for name, trials in tried.items()
+                for subject, trial in product(SUBJECTS, trials)
+            ),
+        )
+        own = asdict(self._protocol)
+        lines = [line for line in read_lines(self._file) if line["protocol"] == own]
+        return {name: choose(name, lines, trials) for name, trials in tried.items() if trials}
+
+
+def choose(
+    method: str, lines: Sequence[Mapping[str, Any]], trials: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """The trial with the highest :func:`merit`, its mean over the subjects; the first of equals."""
+
+    def total(trial: Mapping[str, Any]) -> float:
+        return sum(
+            merit(line["scores"])
+            for line in lines
+            if line["method"] == method and line["chosen"] == trial
+        )
+
+    return max(trials, key=total)
+
+
+def merit(scores: Mapping[str, Mapping[str, float | None]]) -> float:
+    """What the search makes large: the mean of the subject score, of the training prompt and of the
+    others alike, and of the prompt score."""
+    subject = ((scores["training"]["subject"] or 0) + (overall(scores, "subject") or 0)) / 2
+    return (subject + (overall(scores, "prompt") or 0)) / 2

@@ -1,0 +1,284 @@
+"""``sopt benchmark tiny``: its runs, its file of results, its search, its analysis."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sopt import cli
+from sopt.errors import InputError
+from sopt.evaluation.tiny import running
+from sopt.evaluation.tiny.analysis import analyse, contrast
+from sopt.evaluation.tiny.benchmark import benchmark_tiny
+from sopt.evaluation.tiny.intervals import interval, t_quantile
+from sopt.evaluation.tiny.lines import append_line, read_lines
+from sopt.evaluation.tiny.methods import CEILING, FLOOR, METHODS, NAMES, TRIALS
+from sopt.evaluation.tiny.observations import OBSERVATIONS, Observation
+from sopt.evaluation.tiny.running import Protocol, passes, run_line
+from sopt.evaluation.tiny.scores import SCORES, TUNING, make_task
+from sopt.evaluation.tiny.table import markdown
+from sopt.evaluation.tiny.tuning import choose, merit
+from sopt.tiny import judge
+from sopt.tiny.prompts import GROUPS
+
+PROTOCOL = Protocol(steps=2, images_per_prompt=2, sampling_steps=1)
+
+
+def line(method, subject, seed, value, chosen=None, peak=None):
+    """A line whose every score is ``value``."""
+    scores = {group: dict.fromkeys(SCORES, value) for group in ("training", *GROUPS)}
+    scores["training"]["prompt"] = None
+    return {
+        "method": method, "subject": subject, "seed": seed, "chosen": chosen or {},
+        "protocol": {"steps": 2, "images_per_prompt": 2, "sampling_steps": 1, "guidance": 2.0},
+        "scores": scores, "peak_bytes": peak, "seconds": {"train": 3.0, "draw": 1.0},
+        "core_seconds": 4.0, "forwards": 6, "backwards": 1, "commit": "abc",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def fake_runs(monkeypatch):
+    """No training: a run's line has its subject for a score. The list has what was run."""
+    calls = []
+
+    def run(method, subject, seed, protocol, chosen):
+        calls.append((method, subject, seed, dict(chosen)))
+        return line(method, subject, seed, float(subject), dict(chosen))
+
+    monkeypatch.setattr(running, "run_line", run)
+    monkeypatch.setattr(running, "estimate", lambda method, protocol: 10.0)
+    return calls
+
+
+SMALL = {"steps": 2, "images_per_prompt": 2, "sampling_steps": 1}
+
+
+def test_a_torn_last_line_does_not_count_and_is_cut_off(tmp_path):
+    file = tmp_path / "r.jsonl"
+    append_line(file, {"a": 1})
+    with file.open("a") as stream:
+        stream.write('{"a": 2, "b')
+    assert read_lines(file) == [{"a": 1}]
+    append_line(file, {"a": 3})
+    assert file.read_text() == '{"a": 1}\n{"a": 3}\n'
+    file.write_text('{"a": 1}\n{"a"\n{"a": 3}\n')
+    with pytest.raises(InputError, match=r"line 2 of .* is damaged"):
+        read_lines(file)
+    file.write_text("[1]\n")
+    with pytest.raises(InputError, match=r"line 1 of .* must be an object"):
+        read_lines(file)
+
+
+def test_runs_that_are_there_are_not_done_again(fake_runs, tmp_path, caplog):
+    caplog.set_level("INFO", logger="sopt")
+    file = tmp_path / "r.jsonl"
+    some = {"methods": ["none", "tap"], "seeds": [0, 1]}
+    benchmark_tiny(file, **SMALL, **some, subjects=[0])
+    assert "4 runs to do, 0.01 core-hours expected" in caplog.text  # 4 x 10 s
+    found = benchmark_tiny(file, **SMALL, **some, subjects=[0, 1])
+    assert [each[:3] for each in fake_runs] == [
+        ("none", 0, 0), ("tap", 0, 0), ("none", 0, 1), ("tap", 0, 1),
+        ("none", 1, 0), ("tap", 1, 0), ("none", 1, 1), ("tap", 1, 1),
+    ]  # fmt: skip
+    # The expectation of the second rests on the lines of the first, 4 s each.
+    assert "4 runs to do, 0.00 core-hours expected" in caplog.text
+    assert len(found) == 8
+    assert len(read_lines(file)) == 8
+    benchmark_tiny(file, **SMALL, **some, subjects=[0])
+    assert len(fake_runs) == 8
+    with pytest.raises(KeyError):  # of another protocol: run again, and the fake's is not of it
+        benchmark_tiny(file, **SMALL | {"steps": 3}, **some, subjects=[0])
+    assert len(fake_runs) == 12
+
+
+def test_the_search_tries_each_method_six_times_on_two_other_subjects(
+    fake_runs, tmp_path, monkeypatch
+):
+    file, tuning = tmp_path / "r.jsonl", tmp_path / "t.jsonl"
+    best = METHODS["tap"].trials[3]
+
+    def run(method, subject, seed, protocol, chosen):
+        fake_runs.append((method, subject, seed, dict(chosen)))
+        return line(method, subject, seed, float(dict(chosen) == dict(best)), dict(chosen))
+
+    monkeypatch.setattr(running, "run_line", run)
+    some = {"methods": ["none", "tap"], "seeds": [0], "subjects": [0]}
+    benchmark_tiny(file, **SMALL, **some, tuning=tuning)
+    searched = fake_runs[: 2 * TRIALS]
+    assert {each[1] for each in searched} == {TUNING, TUNING + 1}
+    assert all(each[0] == "tap" for each in searched)
+    assert len({json.dumps(each[3]) for each in searched}) == TRIALS
+    assert fake_runs[2 * TRIALS :] == [("none", 0, 0, {}), ("tap", 0, 0, dict(best))]
+    assert len(read_lines(tuning)) == 2 * TRIALS
+
+
+def test_every_method_that_learns_gets_as_many_trials():
+    for name, method in METHODS.items():
+        assert len(method.trials) == (0 if name == "none" else TRIALS)
+        assert len({json.dumps(trial) for trial in method.trials}) == len(method.trials)
+
+
+def test_the_trial_with_the_highest_merit_is_chosen():
+    trials = [{"lr": 1.0}, {"lr": 2.0}, {"lr": 3.0}]
+    lines = [line("tap", TUNING, 0, v, t) for v, t in zip((0.2, 0.9, 0.3), trials, strict=True)]
+    lines += [
+        line("tap", TUNING + 1, 0, v, t) for v, t in zip((0.2, 0.1, 0.8), trials, strict=True)
+    ]
+    assert choose("tap", lines, trials) == {"lr": 3.0}  # 1.1 against 1.0 and 0.4
+    scores = lines[0]["scores"]
+    scores["training"]["subject"], scores["style"]["prompt"] = 0.6, 0.6
+    # Subject (0.6 + 0.2) / 2; prompt (3 x 0.2 + 0.6) / 4.
+    assert merit(scores) == pytest.approx((0.4 + 0.3) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("degrees, t", [(1, 12.706), (2, 4.303), (5, 2.571), (9, 2.262)])
+def test_t_quantiles_are_those_of_tables(degrees, t):
+    assert t_quantile(degrees) == pytest.approx(t, abs=5e-4)
+
+
+def test_seeds_are_averaged_before_subjects_are_counted():
+    found = interval({(0, 0): 1.0, (0, 1): 3.0, (1, 0): 4.0, (2, 0): 6.0})
+    # Means 2, 4, 6: mean 4, standard error 2 / sqrt(3).
+    assert found.mean == pytest.approx(4)
+    assert found.high - found.mean == pytest.approx(4.3027 * 2 / 3**0.5, rel=1e-4)
+    assert (found.subjects, found.seeds) == (3, 2)
+    assert interval({(0, 0): 1.0}).low is None
+    assert interval({}) is None
+
+
+def test_a_contrast_is_paired():
+    values = {"a": {(0, 0): 5.0, (1, 0): 9.0, (2, 0): 0.0}, "b": {(0, 0): 1.0, (1, 0): 3.0}}
+    found = contrast({"a": 1, "b": -1}, values)
+    assert (found.mean, found.subjects) == (5.0, 2)
+
+
+def test_a_verdict_is_where_the_whole_interval_lies():
+    rule = Observation("x", "y", "training", {"none": 1.0}, above=0.5)
+    assert rule.verdict(interval({(0, 0): 0.9, (1, 0): 0.901})) == "holds"
+    assert rule.verdict(interval({(0, 0): 0.1, (1, 0): 0.101})) == "does not hold"
+    assert rule.verdict(interval({(0, 0): 0.9, (1, 0): 0.1})) == "undecided"
+    assert rule.verdict(interval({(0, 0): 0.9})) == "undecided"
+    for each in OBSERVATIONS:
+        assert set(each.weights) <= set(METHODS)
+
+
+def test_the_analysis_is_by_hand_and_says_what_it_rests_on():
+    lines = []
+    for subject in (0, 1):
+        lines += [line(FLOOR, subject, 0, 0.2), line(CEILING, subject, 0, 0.8)]
+        lines.append(line("backprop-high", subject, 0, 0.5, peak=2**20))
+        lines.append(line("dtap-0.75", subject, 0, 0.56 + 0.006 * subject, peak=3 * 2**19))
+    found = analyse(lines)
+    assert found["floor"]["structure"] == pytest.approx(0.2)
+    assert list(found["methods"]) == ["backprop-high", "dtap-0.75"]
+    assert found["methods"]["backprop-high"]["fraction"]["prompt"]["mean"] == pytest.approx(0.5)
+    difference = found["methods"]["dtap-0.75"]["difference"]["training"]
+    # 0.1 and 0.11: mean 0.105, standard error 0.005.
+    assert difference["mean"] == pytest.approx(0.105)
+    assert difference["high"] == pytest.approx(0.105 + 12.706 * 0.005, rel=1e-4)
+    verdicts = {each["text"]: each["verdict"] for each in found["observations"]}
+    assert verdicts["DTAP is about as good as backprop-high"] == "holds"
+    assert verdicts["DTAP is better than tap"] == "undecided"
+    page = markdown(found)
+    assert "2 subjects and 1 seed" in page
+    assert "the methods are not tuned" in page
+    assert "+0.11 (+0.04 to +0.17)" in page
+    assert "class 100%" in page  # of the judge, 0.9979
+    old = line("tap", 0, 0, 0.5) | {"protocol": {}}
+    replaced = line("dtap-0.75", 0, 0, 0.99)
+    assert analyse([old, replaced, *lines]) == found
+    one = markdown(analyse([each for each in lines if each["subject"] == 0]))
+    assert "one subject gives no intervals" in one
+    assert markdown(analyse([])).startswith("There are no results yet.")
+
+
+def test_passes_through_the_network_are_counted():
+    history = [{"branch": "bp"}, {"branch": "zo", "seeds": [1, 2]}, {"branch": "bp"}]
+    assert passes(history, "spsa", False) == {"forwards": 2 + 4, "backwards": 2}
+    assert passes(history, "rge", False) == {"forwards": 2 + 3, "backwards": 2}
+    assert passes(history, "spsa", True) == {"forwards": 2 + 4 + 3, "backwards": 2}
+
+
+def test_a_short_run_says_what_a_long_one_takes():
+    history = [{"branch": "bp", "seconds": s} for s in (9.0, 1.0, 1.2)]
+    history += [{"branch": "zo", "seconds": s} for s in (8.0, 4.0)]
+    assert running.usual_seconds(history) == pytest.approx(3 * 1.2 + 2 * 6.0)
+
+
+@pytest.mark.parametrize("method", ["none", "dtap-0.75", "token-zoodip"])
+def test_a_run_trains_draws_and_scores(method, monkeypatch):
+    def shorter(number):
+        task = make_task(number)
+        return replace(task, prompts=[task.prompts[0], task.prompts[-1]])
+
+    train, scorers = running.train, []
+
+    def alone(**settings):
+        scorers.append(judge.load.cache_info().currsize)  # would count as the run's memory
+        return train(**settings)
+
+    monkeypatch.setattr(running, "make_task", shorter)
+    monkeypatch.setattr(running, "train", alone)
+    judge.load()
+    found = run_line(method, 0, 1, PROTOCOL, {})
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert set(found["scores"]) == {"training", *GROUPS}
+    assert found["scores"]["style"]["diversity"] > 0
+    assert found["scores"]["context"]["diversity"] is None
+    assert found["versions"]["torch"]
+    if method == "none":
+        assert "peak_bytes" not in found
+    else:
+        steps = {"dtap-0.75": 2, "token-zoodip": 15}[method]
+        assert found["forwards"] >= steps
+        assert scorers == [0]
+        assert found["peak_bytes"] == max(found["phases"].values()) > 2**20
+
+
+def test_fewer_pictures_than_asked_are_refused(monkeypatch):
+    monkeypatch.setattr(running, "generate", lambda *_, **__: [])
+    with pytest.raises(InputError, match=r"'a sks .*' got 0 of 2 pictures"):
+        run_line("none", 0, 0, PROTOCOL, {})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"methods": ["dtap"]}, "unknown method 'dtap'"),
+        ({"subjects": [100]}, r"subjects must be a whole number in \[0, 100\)"),
+        ({"seeds": [-1]}, "seeds must be"),
+        ({"steps": 0}, "steps must be"),
+        ({"images_per_prompt": 0}, "images_per_prompt must be"),
+        ({"output": "results"}, r"must be named \*\.jsonl, got 'results'"),
+        ({"tuning": "r.jsonl"}, "tuning must be another file"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(
+    fake_runs, change, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        benchmark_tiny(**{"output": "r.jsonl", **SMALL, **change})
+    assert not fake_runs
+    assert not list(Path().iterdir())
+
+
+def test_the_command(fake_runs, tmp_path, capsys):
+    arguments = ["benchmark", "tiny", "--output", str(tmp_path / "r.jsonl"), "--subjects", "0", "2"]
+    arguments += ["--seeds", "1", "--steps", "2", "--images-per-prompt", "2"]
+    arguments += ["--sampling-steps", "1", "--json", str(tmp_path / "f.json")]
+    assert cli.main(arguments) == 0
+    assert len(fake_runs) == 2 * len(NAMES)
+    assert "| dtap-0.75 |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "f.json").read_text())["subjects"] == 2
+    for bad, message in {
+        ("--rank", "8"): "rank does not go with the benchmark tiny",
+        ("--subjects", "dog"): "subjects must be whole numbers, got 'dog'",
+    }.items():
+        assert cli.main([*arguments, *bad]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main(["benchmark", "dreambooth", "--seeds", "1"]) == 2
+    assert "seeds goes with the dataset tiny only" in capsys.readouterr().err
