@@ -58,7 +58,7 @@ class LeanSettings:
         metadata=_help(
             "true has the VAE see the pictures in tiles of 256 pixels, and in bfloat16 where the "
             "weights have 16 bits: less memory, and latents that differ a little; "
-            "if not given, true for offload=stream and for a hollow"
+            "if not given, true for offload=stream, for a hollow and for weights=int8"
         ),
     )
 
@@ -67,11 +67,6 @@ class LeanSettings:
         """Whether text encoders and the sampling U-Net are read piece by piece: with offload, and
         with a hollow, whose steps take less than they do as a whole."""
         return self.offload == "stream" or self.hollow is not None
-
-    @property
-    def tiled(self) -> bool:
-        """Whether the VAE sees pictures in tiles."""
-        return self.lean if self.vae_tiles is None else self.vae_tiles
 
 
 def check_lean_settings(settings: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from .devices import float_name, resolve_device, resolve_weights
 from .errors import InputError
 from .hollow.cuts import cut_of
 from .models import Model
+from .models.storage import INT8
 from .token.settings import check_tau, check_timesteps
 
 MUCH = 1.5  # times or a part of the model's own resolution: further away it draws badly
@@ -40,13 +41,16 @@ def resolve(config: TrainConfig, model: Model) -> TrainConfig:
     check_timesteps(config.min_timestep, last, model.num_train_timesteps)
     if config.subspace and config.schedule != 0.0:
         check_tau(config.tau, {e: model.configs[e]["hidden_size"] for e in model.kind.tokenizers})
+    tiled = config.vae_tiles
+    if tiled is None:  # where else the VAE would take more than the steps
+        tiled = config.lean or weights == INT8
     config = replace(
         config,
         device=device,
         resolution=resolution,
         weights=weights,
         max_timestep=last,
-        vae_tiles=config.tiled,
+        vae_tiles=tiled,
     )
     if config.hollow is not None:
         config = replace(
