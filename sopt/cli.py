@@ -19,8 +19,9 @@ from typing import Any
 from .commands import evaluation, reports
 from .commands.figures import check_folder, json_file, write_json
 from .commands.log import printed_log
-from .config import TrainConfig, read_yaml
+from .config import TrainConfig
 from .errors import InputError, nearest
+from .settings_file import read_yaml
 
 MIB = 2**20
 

@@ -21,7 +21,7 @@ from sopt.quantization import (
     quantize,
     quantize_weight,
 )
-from sopt.quantization.files import load_quantized, save_quantized
+from sopt.models.int8_file import load_quantized, save_quantized
 
 BFLOAT16 = Int8Storage(torch.bfloat16)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..quantization import quantize
+from ..files import save_tensors
+from ..quantization import quantizable_layers, quantize
+from .folder import weights_name
 from .kinds import NOUNS, check_class, kind_of
 from .model import Model, Source, remove_submodules
 
@@ -51,7 +54,10 @@ class LoadedWeights:
     def load(
         self, component: str, dtype: torch.dtype, dropped: Sequence[str], int8: str | None = None
     ) -> nn.Module:
-        module = _sharing_copy(self.components[component], dtype).eval()
+        original = self.components[component]
+        layers = {} if int8 is None else quantizable_layers(original)
+        exact = {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
+        module = _sharing_copy(original, dtype, exact).eval()
         remove_submodules(module, dropped)
         check_finite(self.name, component, module)
         if int8 is not None:
@@ -63,6 +69,18 @@ class LoadedWeights:
 
     def tokenizer(self, component: str) -> Any:
         return self.components[component]
+
+    def write(self, component: str, folder: Path) -> None:
+        write_component(self.components[component], component, folder)
+
+
+def write_component(part: Any, component: str, folder: Path) -> None:
+    """Write a tokenizer, or the weights of a network, that is in memory into a folder."""
+    if component.startswith("tokenizer"):
+        part.save_pretrained(folder)
+    else:
+        weights = dict(part.named_parameters())
+        save_tensors(folder / weights_name(component), weights, {"format": "pt"})
 
 
 @dataclass(frozen=True)
@@ -89,15 +107,17 @@ def _config(network: Any) -> dict[str, Any]:
     return config.to_dict() if hasattr(config, "to_dict") else dict(config)
 
 
-def _sharing_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of the module tree whose tensors share storage with the original's where they can.
+def _sharing_copy(module: nn.Module, dtype: torch.dtype, exact: Container[int]) -> nn.Module:
+    """A copy of the module tree whose tensors share storage with the original's where they can;
+    the weights ``exact``, which will be quantized, stay in their dtype.
 
     What happens to the copy (an adapter, frozen weights, gradient checkpointing, another device)
     leaves the original alone, and weights of the wanted dtype are not in memory twice.
     """
     memo: dict[int, Any] = {}
     for weight in module.parameters():
-        memo[id(weight)] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+        kept = weight.dtype if id(weight) in exact else dtype
+        memo[id(weight)] = nn.Parameter(weight.detach().to(kept), requires_grad=False)
     for buffer in module.buffers():
         shared = buffer.detach()
         memo[id(buffer)] = shared.to(dtype) if shared.is_floating_point() else shared

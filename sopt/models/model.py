@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import diffusers
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..memory import return_freed_memory
 from .kinds import Kind, build_on_meta
-from .storage import Int8Storage, Storage
+from .storage import Int8Storage, Storage, float_dtype
 
 SD21_WIDTH = 1024  # of its text encoder
 
@@ -36,6 +37,11 @@ class Weights(Protocol):
 
     def tokenizer(self, component: str) -> Any: ...
 
+    def write(self, component: str, folder: Path) -> None:
+        """Write the weights of a component, or a tokenizer, into its folder of a diffusers
+        model."""
+        ...
+
 
 class Source(Protocol):
     """Reads single weights of a network."""
@@ -55,6 +61,7 @@ class Model:
     configs: Mapping[str, Mapping[str, Any]]  # of the networks and the scheduler, by component
     scheduler_class: str
     weights: Weights
+    int8: bool = False  # whether the U-Net is stored on int8 weights
 
     @property
     def vae_factor(self) -> int:
@@ -121,6 +128,8 @@ class Model:
         """
         return_freed_memory()  # of the component before
         int8 = None
+        if component == "unet" and self.int8:
+            dtype = Int8Storage(float_dtype(dtype))  # what is int8 stays so
         if isinstance(dtype, Int8Storage):
             int8, dtype = dtype.activations(component), dtype.dtype
         network = self.weights.load(component, dtype, dropped, int8)

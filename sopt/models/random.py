@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from sopt_kernels import add_noise_
 
 from ..errors import InputError, nearest
+from ..quantization import quantizable_layers
 from .folder import CONFIGS, open_folder
 from .kinds import build_on_meta
+from .loaded import write_component
 from .model import Model, Source, remove_submodules
 from .random_tokenizer import build_tokenizer
 from .weights import materialize
@@ -54,6 +57,11 @@ class RandomWeights:
         network = build_on_meta(self.model.kind, component, self.model.configs[component])
         remove_submodules(network, dropped)
         return draw_weights(network, component, dtype, self.seed, int8)
+
+    def write(self, component: str, folder: Path) -> None:
+        tokenizer = component.startswith("tokenizer")
+        part = self.tokenizer(component) if tokenizer else self.load(component, torch.float16, ())
+        write_component(part, component, folder)
 
     def source(self, component: str, network: nn.Module) -> Source:
         return _RandomSource(component, dict(network.named_modules()), self.seed)
@@ -110,9 +118,11 @@ def draw_weights(
         The scale: LeCun et al., "Efficient BackProp", 1998.
     """
     parts = dict(network.named_modules())
+    exact = {} if int8 is None else quantizable_layers(network)
 
     def draw(name: str, shaped: Tensor) -> Tensor:
-        weight = torch.empty(shaped.shape, dtype=dtype)
+        kept = torch.float32 if name.rpartition(".")[0] in exact else dtype
+        weight = torch.empty(shaped.shape, dtype=kept)
         return _draw(component, parts, seed, name, weight)
 
     return materialize(network, draw, int8)

@@ -74,8 +74,11 @@ class SingleFileWeights:
     def source(self, component: str, network: nn.Module) -> Source:
         raise InputError(
             f"model {self.model.name!r} is a single file, whose weights cannot be read one at a "
-            "time: hollow and offload='stream' need a diffusers folder"
+            "time: hollow, offload='stream', train='codes' and 'scales' need a diffusers folder"
         )
+
+    def write(self, component: str, folder: Path) -> None:
+        raise AssertionError("what would write a part of the model has asked for its source")
 
     def _text_encoder(self, component: str, options: dict[str, Any]) -> Any:
         others = dict.fromkeys((*self.model.kind.components, "scheduler", "safety_checker"))
