@@ -28,7 +28,7 @@ def adapter_files(config: TrainConfig, model: Model) -> list[Path]:
 
 
 def save_adapter(config: TrainConfig, model: Model, adapter: dict[str, Tensor]) -> None:
-    """Write the files of a run's adapter, given by canonical name; of int8 weights the dictionary is
+    """Write the files of a run's adapter, given by canonical name; a dictionary of int8 weights is
     empty afterwards."""
     if config.train in INT8_TRAINED:
         save_int8_model(Path(config.output) / MODEL_FOLDER, model, adapter)

@@ -24,9 +24,9 @@ class Run:
 
     ``history`` has one dictionary a step: step, branch ("bp" or "zo"), timestep, p_zo, loss and
     seconds; for zo also seeds and coefficients, ``adapter += sum coefficients * z(seeds)``, or of a
-    token the gradient's estimate, ``sum coefficients * z(seeds)``. Codes move along what z became when
-    it was rounded to whole numbers; ``clamped`` says how many met the head-room. A step that was skipped because
-    its loss was not finite has loss None and ``"skipped": True``.
+    token the gradient's estimate, ``sum coefficients * z(seeds)``. Codes move along what z became
+    when it was rounded to whole numbers, and ``clamped`` says how many met the head-room. A step
+    that was skipped because its loss was not finite has loss None and ``"skipped": True``.
     The first steps of each branch take longer than the others: their memory is measured.
     ``memory`` has the peak bytes of tensors by phase, and of the process.
     """

@@ -1,10 +1,10 @@
 """What a run leaves of trained int8 weights: a small difference, and a whole int8 model.
 
-The difference is a safetensors file that has, of each layer whose codes changed, ``changed`` (uint8,
-a bit for each code in row-major order, the first one lowest; the layer's inputs are last) and
-``codes`` (int8, the new values of those that changed, in this order), or of each layer whose scales
-changed ``scales`` (float32, whole), all by the name ``unet.<layer>.<kind>``. Its header says of which
-base it is, by :class:`~.tensors.CodesFingerprint`.
+The difference is a safetensors file that has, of each layer whose codes changed, ``changed``
+(uint8, a bit for each code in row-major order, the first one lowest; the layer's inputs are last)
+and ``codes`` (int8, the new values of those that changed, in this order), or of each layer whose
+scales changed ``scales`` (float32, whole), all by the name ``unet.<layer>.<kind>``. Its header says
+of which base it is, by :class:`~.tensors.CodesFingerprint`.
 
 The model is a folder in diffusers' layout whose U-Net is a file of :mod:`sopt.models.int8_file`.
 """

@@ -1,4 +1,4 @@
-"""The settings of ``train="codes"`` and ``train="scales"``, and the values behind their defaults."""
+"""The settings of ``train="codes"`` and ``"scales"``, and the values behind their defaults."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ def codes_defaults(train: str) -> dict[str, Any]:
 def check_codes_settings(settings: Mapping[str, Any]) -> None:
     """Raise InputError for settings, each right by itself, that do not go together."""
     train = settings.get("train", "lora")
-    wrong = {"lora": _DEFAULT_OF, "token": _DEFAULT_OF, "scales": {"headroom": 8}}.get(train, {})
-    for name, default in wrong.items():
+    foreign = {"codes": [], "scales": ["headroom"]}.get(train, list(_DEFAULT_OF))
+    for name in foreign:
+        default = _DEFAULT_OF[name]
         if settings.get(name, default) != default:
             raise InputError(f"{name}={settings[name]!r} does not go with train={train!r}")
     if train not in INT8_TRAINED:

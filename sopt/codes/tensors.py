@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Fingerprint
@@ -15,9 +14,7 @@ from ..quantization import Int8Layer
 def int8_tensors(unet: nn.Module, kind: str) -> dict[str, Tensor]:
     """The ``codes`` or the ``scales`` of a U-Net, by canonical name ``unet.<layer>.<kind>``,
     sorted."""
-    layers = {
-        path: layer for path, layer in unet.named_modules() if isinstance(layer, Int8Layer)
-    }
+    layers = {path: layer for path, layer in unet.named_modules() if isinstance(layer, Int8Layer)}
     return {f"unet.{path}.{kind}": getattr(layers[path], kind) for path in sorted(layers)}
 
 

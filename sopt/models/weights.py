@@ -184,8 +184,8 @@ class TensorFiles:
 
 
 class SafetensorsFile:
-    """Reads the tensors of a safetensors file by name, whole, by plain reads: :func:`stored_tensors`
-    says why.
+    """Reads the tensors of a safetensors file by name, whole, by plain reads as
+    :func:`stored_tensors` does.
 
     Raises:
         InputError: The file is missing, cut off or damaged.
