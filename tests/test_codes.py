@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
+import sopt
 from sopt import InputError
 from sopt.codes.files import DIFFERENCE, Difference, save_difference, save_int8_model
 from sopt.codes.tensors import CodesFingerprint, int8_tensors
 from sopt.config import TrainConfig
-from sopt.files import load_tensors
+from sopt.files import load_tensors, save_tensors
 from sopt.models import open_model
 from sopt.models.folder import INT8_FILE
 from sopt.models.storage import Int8Storage
@@ -74,7 +76,7 @@ def test_a_step_is_that_of_the_optimizer(clip):
 
 
 def test_losses_are_at_codes_that_moved_and_the_codes_come_back():
-    codes, scales, weights = small_codes()
+    codes, _, weights = small_codes()
     before = {name: q.clone() for name, q in codes.items()}
     seen = []
 
@@ -152,12 +154,6 @@ def trained(model, train):
     return found
 
 
-@pytest.fixture
-def picked(micro_folder, tmp_path):
-    """A copy of the model, for changes."""
-    return shutil.copytree(micro_folder, tmp_path / "model")
-
-
 @pytest.mark.parametrize("train", ["codes", "scales"])
 def test_the_difference_and_the_model_hold_what_was_trained(micro_model, tmp_path, train):
     expected = trained(micro_model, train)
@@ -204,8 +200,6 @@ def test_the_same_codes_give_the_same_bytes_and_few_changes_few(micro_model, tmp
 
 
 def test_a_loaded_pipeline_is_quantized_as_its_files_are(micro_folder, micro_model):
-    from diffusers import StableDiffusionPipeline
-
     loaded = open_model(StableDiffusionPipeline.from_pretrained(micro_folder))
     bfloat16 = Int8Storage(torch.bfloat16)
     assert CodesFingerprint.of(loaded.load("unet", bfloat16)) == CodesFingerprint.of(
@@ -231,8 +225,6 @@ def cut(file):
 def poison(file):
     tensors, metadata = load_tensors(file)
     tensors["conv_in.scales"][0] = float("nan")
-    from sopt.files import save_tensors
-
     save_tensors(file, tensors, metadata)
 
 
@@ -261,7 +253,7 @@ def test_int8_models_that_will_not_do(micro_model, tmp_path, fault, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({}, r"train='codes' does not go with method='selective': int8 weights are trained by forw"),
+        ({}, "train='codes' does not go with method='selective': int8 weights are trained by"),
         ({"method": "backprop-low"}, "train='codes' does not go with method='backprop-low'"),
         ({"method": "textual-inversion"}, "train='codes' does not go with method='textual-inv"),
         ({"method": "zeroth-order", "weights": "bfloat16"}, "weights='bfloat16' does not go with"),
@@ -281,6 +273,28 @@ def test_settings_that_will_not_do(changes, message):
         TrainConfig.create(**NEEDED | {"train": "codes"} | changes)
 
 
+def test_scales_that_no_code_can_move_by_are_refused(settings, micro_model, tmp_path):
+    scales = trained(micro_model, "scales")
+    scales["unet.conv_in.scales"][1] = -1e-3
+    save_int8_model(tmp_path / "whole", micro_model, scales)
+    del settings["schedule"], settings["weights"]
+    settings |= {"model": str(tmp_path / "whole"), "method": "zeroth-order", "train": "codes"}
+    with pytest.raises(InputError, match=r"unet.conv_in.scales must be above 0 .*, got -0.001"):
+        sopt.train(**settings)
+    assert not Path(settings["output"]).exists()
+
+
+def test_a_quantized_pipeline_keeps_its_scales(micro_folder, micro_model):
+    pipeline = StableDiffusionPipeline.from_pretrained(micro_folder)
+    sopt.quantize(pipeline.unet)
+    model = open_model(pipeline)
+    bfloat16 = Int8Storage(torch.bfloat16)
+    assert model.int8
+    expected = micro_model.load("unet", bfloat16).state_dict()
+    found = model.load("unet", torch.bfloat16).state_dict()
+    assert all(torch.equal(found[name], x) for name, x in expected.items())
+
+
 def test_what_config_yaml_holds_means_the_same():
     for train in ("codes", "scales"):
         config = TrainConfig.create(**NEEDED, train=train, method="zeroth-order")
@@ -296,7 +310,7 @@ def test_an_int8_model_decides_the_weights(micro_model, tmp_path):
         return resolve(TrainConfig.create(**NEEDED | changes), model)
 
     assert resolved().weights == "int8"
-    with pytest.raises(InputError, match=r"weights='float32' does not go with model .* int8 already"):
+    with pytest.raises(InputError, match=r"weights='float32' does not go with model .* is int8"):
         resolved(weights="float32")
     with pytest.raises(InputError, match=r"hollow='a8' does not go with model .* is int8 already"):
         resolved(hollow="a8")

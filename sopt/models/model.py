@@ -133,7 +133,9 @@ class Model:
         if isinstance(dtype, Int8Storage):
             int8, dtype = dtype.activations(component), dtype.dtype
         network = self.weights.load(component, dtype, dropped, int8)
-        return network if torch.device(device).type == "cpu" else network.to(device)
+        tensors = (*network.parameters(), *network.buffers())
+        here = all(x.device == torch.device(device) for x in tensors)
+        return network if here else network.to(device)  # simulated ones are where they are
 
     def skeleton(self, component: str, dropped: Sequence[str] = ()) -> Any:
         """The network on the meta device, frozen and in eval mode: no weight is in memory."""
