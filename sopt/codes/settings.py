@@ -12,11 +12,12 @@ from ..errors import InputError
 INT8_TRAINED = ("codes", "scales")
 MOST_HEADROOM = 64  # of sopt_kernels.perturb_int8_
 
-# Ours, not a paper's: a search on the bundled model, whose results are in
-# bench/results/int8_codes_tiny.json.
+# Ours, not a paper's: zo_lr by a coarse search on the bundled model, in bench/results/
+# int8_codes_tiny.json. An update of codes is rounded to whole ones, which adds as much noise to
+# many small updates as to few large ones: hence many directions for each.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "codes": {"zo_lr": 1e-6, "eps": 1e-3},
-    "scales": {"zo_lr": 1e-9, "eps": 1e-5},
+    "codes": {"zo_lr": 5e-2, "eps": 3e-3, "num_perturbations": 96},
+    "scales": {"zo_lr": 3e-7, "eps": 3e-5},
 }
 _NEUTRAL = {"rank": 4, "hollow": None, "offload": "none"}  # their defaults
 
