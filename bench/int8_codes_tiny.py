@@ -46,10 +46,11 @@ SAMPLES, BATCH = 128, 32
 SEEDS = (0, 1, 2)
 SEARCH_SEED = 100
 CHOSEN: dict[str, dict[str, Any]] = {
-    "codes": {"steps": 4, "num_perturbations": 96, "eps": 3e-3, "zo_lr": 5e-2, "min_timestep": 900},
+    "codes": {"steps": 5, "num_perturbations": 96, "eps": 3e-3, "zo_lr": 3e-3, "min_timestep": 900},
     "scales": {"steps": 60, "num_perturbations": 4, "eps": 3e-5, "zo_lr": 3e-7, "min_timestep": 750},
 }
-SEARCHED = {"codes": (5e-2, 1.5e-1), "scales": (3e-7, 1e-6, 3e-6)}  # zo_lr
+SEARCH_STEPS = {"codes": 4, "scales": 60}
+SEARCHED = {"codes": (3e-3, 1.2e-2, 5e-2), "scales": (3e-7, 1e-6, 3e-6)}  # zo_lr
 CPU = torch.device("cpu")
 
 
@@ -188,7 +189,11 @@ def main() -> None:
         print(f"{PAIRS} pairs: the codes are {'the same' if same else 'NOT the same'}")
         return
     if options.what == "search":
-        jobs = [(t, SEARCH_SEED, {"zo_lr": lr}) for t in options.train for lr in SEARCHED[t]]
+        jobs = [
+            (train, SEARCH_SEED, {"zo_lr": lr, "steps": SEARCH_STEPS[train]})
+            for train in options.train
+            for lr in SEARCHED[train]
+        ]
     else:
         jobs = [(train, seed, {}) for train in options.train for seed in SEEDS]
     kept = [row for row in found.get(options.what, []) if row["train"] not in options.train]

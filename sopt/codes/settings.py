@@ -16,7 +16,7 @@ MOST_HEADROOM = 64  # of sopt_kernels.perturb_int8_
 # int8_codes_tiny.json. An update of codes is rounded to whole ones, which adds as much noise to
 # many small updates as to few large ones: hence many directions for each.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "codes": {"zo_lr": 5e-2, "eps": 3e-3, "num_perturbations": 96},
+    "codes": {"zo_lr": 3e-3, "eps": 3e-3, "num_perturbations": 96},
     "scales": {"zo_lr": 3e-7, "eps": 3e-5},
 }
 _NEUTRAL = {"rank": 4, "hollow": None, "offload": "none"}  # their defaults
