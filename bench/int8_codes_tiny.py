@@ -44,9 +44,10 @@ from sopt_kernels import clamp_codes_, noise, stream_id
 PAIRS = 1000
 SAMPLES, BATCH = 128, 32
 SEEDS = (0, 1, 2)
+PICTURES = 1
 SEARCH_SEED = 100
 CHOSEN: dict[str, dict[str, Any]] = {
-    "codes": {"steps": 5, "num_perturbations": 96, "eps": 3e-3, "zo_lr": 3e-3, "min_timestep": 900},
+    "codes": {"steps": 3, "num_perturbations": 192, "eps": 3e-3, "zo_lr": 8e-3, "min_timestep": 900},
     "scales": {"steps": 60, "num_perturbations": 4, "eps": 3e-5, "zo_lr": 3e-7, "min_timestep": 750},
 }
 SEARCH_STEPS = {"codes": 4, "scales": 60}
@@ -93,21 +94,21 @@ class Validation:
         return torch.cat(found)
 
 
-def subject(seed: int, work: Path) -> tuple[Path, str]:
+def subject(seed: int, work: Path, pictures: int) -> tuple[Path, str]:
     """Pictures of a subject, and their prompt."""
     rng = np.random.default_rng(seed)
     drawn = random_subject(rng)
     photos = work / f"photos{seed}"
     if not photos.exists():
         photos.mkdir()
-        for number, photo in enumerate(draw_photos(drawn, rng)):
+        for number, photo in enumerate(draw_photos(drawn, rng)[:pictures]):
             photo.save(photos / f"{number}.png")
     return photos, f"a sks {drawn.kind}"
 
 
 def run(train: str, seed: int, work: Path, **changes: Any) -> dict[str, Any]:
     """One run, and what it did to the loss."""
-    photos, prompt = subject(seed, work)
+    photos, prompt = subject(seed, work, PICTURES)
     settings = CHOSEN[train] | changes
     started = time.monotonic()
     finished = sopt.train(
@@ -131,6 +132,7 @@ def run(train: str, seed: int, work: Path, **changes: Any) -> dict[str, Any]:
     return {
         "train": train,
         "seed": seed,
+        "pictures": PICTURES,
         **settings,
         "base": base.mean().item(),
         "start": start.mean().item(),

@@ -20,7 +20,7 @@ from sopt.files import load_tensors
 
 KINDS = {
     "codes": {"eps": 5e-3, "zo_lr": 0.05, "headroom": 4},
-    "scales": {"eps": 1e-4, "zo_lr": 1e-6, "clip": 5.0},
+    "scales": {"eps": 1e-4, "zo_lr": 1e-6, "zo_clip": 5.0},
 }
 
 
@@ -131,7 +131,7 @@ def test_pictures_plan_report_and_the_next_run(settings, micro_folder, pictures)
     with pytest.raises(InputError, match="is of another model"):
         sopt.generate(str(micro_folder), again, **options)
     lora = {"train": "lora", "method": "backprop-low", "model": model, "samples": False}
-    bare = {k: v for k, v in settings.items() if k not in ("clip", "headroom", "eps", "zo_lr")}
+    bare = {k: v for k, v in settings.items() if k not in ("zo_clip", "headroom", "eps", "zo_lr")}
     tuned = sopt.train(**bare | lora | {"output": settings["output"] + "3", "steps": 1})
     assert tuned.history[0]["loss"] is not None
 

@@ -33,7 +33,7 @@ class CodesSettings:
             "codes stay that far from the ends of int8"
         },
     )
-    clip: float | None = field(
+    zo_clip: float | None = field(
         default=None,
         metadata={
             "help": "with train=codes or scales: bound of the loss's slope along a direction, "
@@ -80,10 +80,10 @@ def check_codes_settings(settings: Mapping[str, Any]) -> None:
 
 
 def _clip(value: Any) -> float | None:
-    return None if value is None else checks.positive("clip", value)
+    return None if value is None else checks.positive("zo_clip", value)
 
 
 RULES: dict[str, Callable[[Any], Any]] = {
     "headroom": lambda value: checks.integer("headroom", value, 1, MOST_HEADROOM + 1),
-    "clip": _clip,
+    "zo_clip": _clip,
 }

@@ -66,7 +66,7 @@ class CodesTraining(UnetTraining):
         assert config.resolution is not None
         loss = self._loss(step, timestep, config.resolution)
         seeds = self._directions(step)
-        size: dict[str, Any] = {"lr": config.zo_lr, "eps": config.eps, "clip": config.clip}
+        size: dict[str, Any] = {"lr": config.zo_lr, "eps": config.eps, "clip": config.zo_clip}
         if config.train == "scales":
             update = zeroth_order_step(self.adapter, loss, seeds, noise=config.noise, **size)
             return asdict(update) if update else skipped()
