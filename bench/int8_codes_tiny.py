@@ -47,8 +47,20 @@ SEEDS = (0, 1, 2)
 PICTURES = 5
 SEARCH_SEED = 100
 CHOSEN: dict[str, dict[str, Any]] = {
-    "codes": {"steps": 3, "num_perturbations": 192, "eps": 3e-3, "zo_lr": 8e-3, "min_timestep": 900},
-    "scales": {"steps": 40, "num_perturbations": 4, "eps": 3e-5, "zo_lr": 3e-7, "min_timestep": 750},
+    "codes": {
+        "steps": 3,
+        "num_perturbations": 192,
+        "eps": 3e-3,
+        "zo_lr": 8e-3,
+        "min_timestep": 900,
+    },
+    "scales": {
+        "steps": 40,
+        "num_perturbations": 4,
+        "eps": 3e-5,
+        "zo_lr": 3e-7,
+        "min_timestep": 750,
+    },
 }
 SEARCH_STEPS = {"codes": 4, "scales": 60}
 SEARCHED = {"codes": (3e-3, 1.2e-2, 5e-2), "scales": (3e-7, 1e-6, 3e-6)}  # zo_lr
