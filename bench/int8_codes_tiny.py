@@ -48,10 +48,10 @@ PICTURES = 5
 SEARCH_SEED = 100
 CHOSEN: dict[str, dict[str, Any]] = {
     "codes": {
-        "steps": 3,
-        "num_perturbations": 192,
+        "steps": 40,
+        "num_perturbations": 96,
         "eps": 3e-3,
-        "zo_lr": 8e-3,
+        "zo_lr": 3e-3,
         "min_timestep": 900,
     },
     "scales": {
