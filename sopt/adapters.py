@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from .codes.files import DIFFERENCE, MODEL_FOLDER, save_difference, save_int8_model
+from .codes.settings import INT8_TRAINED
 from .config import TrainConfig
 from .export import DIFFUSERS_FILE, save_diffusers_lora, save_kohya_lora
 from .models import LORA_TARGETS, Model
@@ -19,13 +20,20 @@ def adapter_files(config: TrainConfig, model: Model) -> list[Path]:
     if config.train == "token":
         assert config.token is not None
         names = token_file_names(config.token, len(model.kind.tokenizers))
+    elif config.train in INT8_TRAINED:
+        names = [DIFFERENCE, f"{MODEL_FOLDER}/model_index.json"]
     else:
         names = [DIFFUSERS_FILE, f"{folder.absolute().name}_kohya.safetensors"]
     return [folder / name for name in names]
 
 
-def save_adapter(config: TrainConfig, model: Model, adapter: Mapping[str, Tensor]) -> None:
-    """Write the files of a run's adapter, given by canonical name."""
+def save_adapter(config: TrainConfig, model: Model, adapter: dict[str, Tensor]) -> None:
+    """Write the files of a run's adapter, given by canonical name; a dictionary of int8 weights is
+    empty afterwards."""
+    if config.train in INT8_TRAINED:
+        save_int8_model(Path(config.output) / MODEL_FOLDER, model, adapter)
+        save_difference(Path(config.output) / DIFFERENCE, model, adapter)
+        return
     if config.train == "token":
         assert config.token is not None
         rows = dict(zip(model.kind.tokenizers, adapter.values(), strict=True))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .files import load_tensors, save_tensors, write_all, write_text
+from .files import load_tensors, save_tensors, tensor_bytes, write_all, write_text
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,5 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=32)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy().tobytes())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()

@@ -21,15 +21,17 @@ from . import launch
 from .commands import evaluation, reports
 from .commands.figures import check_folder, json_file, write_json
 from .commands.log import printed_log
-from .config import TrainConfig, read_yaml
+from .config import TrainConfig
 from .errors import InputError, nearest
+from .settings_file import read_yaml
 
 MIB = 2**20
 
 GENERATE_HELP = {
     "prompt": "text to draw, with the word that stands for the subject: 'a sks dog on the beach'",
     "model": "'tiny' (bundled), a diffusers folder, a .safetensors file or a hub id",
-    "adapter": "a run's folder, a LoRA file of diffusers or kohya, or a token file",
+    "adapter": "a run's folder, a LoRA file of diffusers or kohya, a token file, or the difference "
+    "that trained codes or scales are",
     "seed": "seed of the first picture; the next has the next seed",
     "steps": "denoising steps",
     "guidance": "classifier-free guidance scale",

@@ -16,9 +16,12 @@ import yaml
 
 from . import checks
 from .budget import Budget
+from .codes.settings import INT8_TRAINED, CodesSettings, check_codes_settings, codes_defaults
+from .codes.settings import RULES as CODES_RULES
 from .errors import InputError, nearest
 from .lean_settings import FLOATS, LeanSettings, check_lean_settings
 from .lean_settings import RULES as LEAN_RULES
+from .settings_file import plain, read_yaml
 from .token.settings import RULES as TOKEN_RULES
 from .token.settings import TokenSettings, check_token_settings, token_defaults
 
@@ -41,11 +44,11 @@ WEIGHTS = (*FLOATS, "int8")
 AUTO = "auto"  # as a value of eps
 _CHOICES = {
     "method": METHODS,
-    "train": ("lora", "token"),
+    "train": ("lora", "token", *INT8_TRAINED),
     "noise": NOISES,
     "resume": ("auto", "never"),
 }
-_RULES = LEAN_RULES | TOKEN_RULES
+_RULES = LEAN_RULES | TOKEN_RULES | CODES_RULES
 
 # Settings that say where and when the files are written; no bit of the adapter depends on them.
 _WITHOUT_EFFECT_ON_BITS = (
@@ -64,7 +67,7 @@ def _help(text: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class TrainConfig(LeanSettings, TokenSettings):
+class TrainConfig(LeanSettings, TokenSettings, CodesSettings):
     """The settings of a run; make one with :meth:`create`, which checks them.
 
     ``lr``, ``zo_lr``, ``eps`` and ``num_perturbations`` are not published for the method
@@ -74,8 +77,9 @@ class TrainConfig(LeanSettings, TokenSettings):
     destroys the adapter. ``eps``: at 1e-2 the slopes of ``tiny`` in bfloat16 are off by 0.14 of
     themselves, on int8 weights by 0.26, at 1e-3 by 1.3 and 2.6 (``bench.precision_gate``).
     ``num_perturbations`` was not searched. Rank 4, the schedule's constants, the ratios and 1000
-    steps are the paper's. With ``train="token"`` these
-    and other defaults are ZOODiP's: :mod:`sopt.token.settings`.
+    steps are the paper's. With ``train="token"`` these and other defaults are ZOODiP's:
+    :mod:`sopt.token.settings`; those of ``train="codes"`` and ``"scales"`` are ours:
+    :mod:`sopt.codes.settings`.
 
     Example:
         >>> config = TrainConfig.create(images="dog", prompt="a sks dog", output="runs/dog")
@@ -101,8 +105,8 @@ class TrainConfig(LeanSettings, TokenSettings):
     train: str = field(
         default="lora",
         metadata=_help(
-            "what is trained: lora (of the U-Net), or token (textual inversion: the embedding of a "
-            "new word)"
+            "what is trained: lora (of the U-Net), token (textual inversion: the embedding of a "
+            "new word), codes or scales (the U-Net's int8 weights themselves)"
         ),
     )
     steps: int = field(default=1000, metadata=_help("training steps, at least 1"))
@@ -252,7 +256,11 @@ class TrainConfig(LeanSettings, TokenSettings):
             if method == "textual-inversion":
                 checked["weights"] = checked.get("weights") or "int8"
             checked = token_defaults(checked, family) | checked
+        if checked.get("train") in INT8_TRAINED:
+            checked["weights"] = checked.get("weights") or "int8"
+            checked = codes_defaults(checked["train"]) | checked
         check_token_settings(checked)
+        check_codes_settings(checked)
         if checked.get("prior_prompt") is not None and checked.get("prior_images") is None:
             raise InputError(
                 f"prior_prompt={checked['prior_prompt']!r} does not go without prior_images"
@@ -288,7 +296,7 @@ class TrainConfig(LeanSettings, TokenSettings):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values; pictures, pipelines and callables as descriptions."""
-        return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
+        return {each.name: plain(getattr(self, each.name)) for each in fields(self)}
 
     def to_yaml(self) -> str:
         """The settings as YAML text, in the order of the fields."""
@@ -375,34 +383,3 @@ def _schedule(value: Any) -> Any:
     if not 0 <= share <= 1:
         raise InputError(f"a schedule that is a number must be in [0, 1], got {value!r}")
     return share
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "size") and hasattr(value, "mode"):
-        return "a picture of {} x {} pixels given as an object".format(*value.size)
-    if callable(value) and hasattr(value, "__qualname__"):
-        return f"the callable {value.__module__}.{value.__qualname__}"
-    return f"a {type(value).__name__} given as an object"
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, unchecked.
-
-    Raises:
-        InputError: The file is missing or is not a YAML mapping.
-    """
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the settings in {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a YAML file: {str(error).splitlines()[0]}") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"{path} must be a mapping of settings, got {type(settings).__name__}")
-    return settings

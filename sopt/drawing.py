@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .codes.files import Difference
 from .devices import resolve_device, resolve_weights, weight_storage
 from .errors import InputError
 from .files import load_tensors
@@ -22,7 +23,7 @@ from .models.adapter import load_adapter
 from .models.added_tokens import add_rows, add_tokens
 from .models.batches import take_one_at_a_time
 from .models.forwards import speed_up_forwards
-from .models.storage import Storage, float_dtype
+from .models.storage import Int8Storage, Storage, float_dtype
 from .models.tiles import enable_tiles
 from .streaming import open_network, open_text_encoder
 from .token.files import LearnedToken, load_token
@@ -56,6 +57,10 @@ def draw(
     opened = open_model(model)
     side = _side(opened, resolution)
     cut = None
+    difference = None if adapter is None else Difference.open(adapter)
+    if difference is not None:
+        _check_difference(difference, adapter_scale, offload)
+        adapter = None
     token = None if adapter is None else load_token(adapter)
     if adapter is not None and token is not None:
         _check_token(adapter, token, opened, adapter_scale)
@@ -72,6 +77,7 @@ def draw(
         adapter=adapter,
         adapter_scale=adapter_scale,
         token=token,
+        difference=difference,
         stream=offload == "stream",
         cut=cut,
     )
@@ -101,6 +107,7 @@ class Stages:
     adapter: Path | None = None
     adapter_scale: float = 1.0
     token: LearnedToken | None = None
+    difference: Difference | None = None
     stream: bool = False  # weights of text encoders and U-Net stay in their files
     cut: Cut | None = None  # of an adapter that was trained hollowed, for two paths
 
@@ -181,6 +188,11 @@ class Stages:
         return self.stream or self.cut is not None
 
     def _load(self, component: str) -> Any:
+        if component == "unet" and self.difference is not None:
+            int8 = Int8Storage(float_dtype(self.dtype))
+            network = self.model.load(component, int8, self.device)
+            self.difference.apply(network)
+            return network
         if component == "unet" and self._by_units:
             by_units = open_network(self.model, self.dtype, self.device, stream=self.stream)
             network = by_units.unet
@@ -204,6 +216,16 @@ def _side(model: Model, resolution: int | None) -> int:
             f"in diffusers), got {resolution}"
         )
     return side
+
+
+def _check_difference(difference: Difference, adapter_scale: float, offload: str) -> None:
+    """Raise InputError for settings that do not go with trained int8 weights."""
+    for name, value, only in (("adapter_scale", adapter_scale, 1), ("offload", offload, "none")):
+        if value != only:
+            raise InputError(
+                f"{name}={value!r} does not go with the adapter {difference.file}, which is the "
+                "difference of int8 weights that stay in memory"
+            )
 
 
 def _check_token(file: Path, token: LearnedToken, model: Model, adapter_scale: float) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ SAFETENSORS_DTYPES = {
     torch.bool: "BOOL",
 }
 
+_COPIED = 1 << 22  # bytes at a time
+
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write ``data`` to ``path``, whole or not at all; missing parent folders are made.
@@ -40,13 +43,19 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     Raises:
         OSError: The disk is full, the folder is not writable, and so on; ``path`` is as before.
     """
+    write_pieces(path, [data])
+
+
+def write_pieces(path: str | Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """:func:`write_bytes` of what comes in pieces, no two of which need to be in memory at once."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
-            write_all(descriptor, data)
+            for piece in pieces:
+                write_all(descriptor, piece)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -57,7 +66,13 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def copy_file(source: str | Path, path: str | Path) -> None:
+    """Copy a file to ``path``, whole or not at all."""
+    with Path(source).open("rb") as file:
+        write_pieces(path, iter(lambda: file.read(_COPIED), b""))
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """``os.write`` until every byte is written; one call may take only a part."""
     view = memoryview(data)
     while view:
@@ -119,22 +134,28 @@ def save_tensors(
         >>> save_tensors("a.safetensors", {"weight": torch.zeros(2, 3)}, {"format": "pt"})
     """
     offset = 0
-    chunks: list[bytes] = []
     entries: dict[str, Any] = {}
-    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
-        tensor = tensors[name].detach()
-        chunks.append(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    for name in order:
+        tensor = tensors[name]
+        size = tensor.numel() * tensor.element_size()
         entries[name] = {
             "dtype": SAFETENSORS_DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + len(chunks[-1])],
+            "data_offsets": [offset, offset + size],
         }
-        offset += len(chunks[-1])
+        offset += size
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     header |= dict(sorted(entries.items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)  # the data start at a multiple of 8
-    write_bytes(path, len(text).to_bytes(8, "little") + text + b"".join(chunks))
+    head = len(text).to_bytes(8, "little") + text
+    write_pieces(path, chain([head], (tensor_bytes(tensors[name]) for name in order)))
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's bytes in row-major order, without a copy where they lie so on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -217,7 +217,7 @@ class _Simulation:
             *(config.train, config.rank, config.num_vectors, config.tau, config.subspace),
         )
         one = config
-        if config.train == "lora" and config.offload == "none":
+        if config.train != "token" and config.offload == "none":
             one = replace(config, num_perturbations=1)  # the others repeat the first
         if config.schedule != 0.0:
             zo = replace(one, schedule=1.0, checkpointing=False, steps=MOST)

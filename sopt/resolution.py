@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 
+from .codes.settings import INT8_TRAINED
 from .config import TrainConfig
 from .devices import float_name, resolve_device, resolve_weights
 from .errors import InputError
@@ -31,7 +32,9 @@ def resolve(config: TrainConfig, model: Model) -> TrainConfig:
             f"diffusers) and at least {smallest}, got {resolution}"
         )
     device = resolve_device(config.device)
-    weights = resolve_weights(config.weights, device)
+    weights = resolve_weights(_weights(config, model), device)
+    if config.train in INT8_TRAINED:
+        model.source("unet", model.skeleton("unet"))  # one at a time, as saving will read them
     if resolution > MUCH * model.native_resolution or MUCH * resolution < model.native_resolution:
         warnings.warn(
             f"resolution={resolution}: the model was made for {model.native_resolution} pixels",
@@ -69,3 +72,16 @@ def resolve(config: TrainConfig, model: Model) -> TrainConfig:
             + " would fit"
         )
     return config
+
+
+def _weights(config: TrainConfig, model: Model) -> str | None:
+    """What the settings, or a model that is int8 already, say of the weights."""
+    if not model.int8:
+        return config.weights
+    if config.weights not in (None, INT8) or config.lean:
+        name = "weights" if not config.lean else "hollow" if config.hollow else "offload"
+        raise InputError(
+            f"{name}={getattr(config, name)!r} does not go with model {model.name!r}, whose UNet "
+            "is int8 already: take the float model that it was made of"
+        )
+    return INT8

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint, read_history
-from .config import TrainConfig, read_yaml
+from .config import TrainConfig
 from .data import Picture
 from .errors import InputError
+from .settings_file import read_yaml
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,16 @@ class Run:
     ``history`` has one dictionary a step: step, branch ("bp" or "zo"), timestep, p_zo, loss and
     seconds; for bp, where several processes train, also samples, whose mean the loss is; for zo
     also seeds and coefficients, ``adapter += sum coefficients * z(seeds)``, or of a
-    token the gradient's estimate, ``sum coefficients * z(seeds)``. A step that was skipped because
-    its loss was not finite has loss None and ``"skipped": True``.
+    token the gradient's estimate, ``sum coefficients * z(seeds)``. Codes move along what z became
+    when it was rounded to whole numbers, and ``clamped`` says how many met the head-room. A step
+    that was skipped because its loss was not finite has loss None and ``"skipped": True``.
     The first steps of each branch take longer than the others: their memory is measured.
     ``memory`` has the peak bytes of tensors by phase, and of the process.
     """
 
-    adapter: Path  # the file that diffusers loads; of a token for SDXL, the one for others
+    # The file that diffusers loads; of a token for SDXL, the one for others; of codes and scales,
+    # their difference, beside which is a folder with the whole int8 model.
+    adapter: Path
     memory: dict[str, Any]
     history: list[dict[str, Any]]
     output: Path

@@ -15,8 +15,10 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from . import checks
+from .codes.settings import INT8_TRAINED
 from .errors import InputError
 from .lean_settings import OFFLOADS
+from .settings_file import read_yaml
 
 STEPS = 25  # of the model's own scheduler
 GUIDANCE = 7.5  # diffusers' default for Stable Diffusion
@@ -55,7 +57,7 @@ def generate(
         model: "tiny" (bundled), a diffusers folder, a hub id or a loaded pipeline, which is
             left as it is.
         adapter: A run's folder, a LoRA file of diffusers or kohya, a token file (textual
-            inversion), or what ``train`` returned.
+            inversion), the difference that trained codes or scales are, or what ``train`` returned.
         prompt, negative_prompt: Texts, cut at the text encoder's length.
         seed: Of the first picture, in [0, 2**64).
         steps: Denoising steps, at least 1.
@@ -68,7 +70,8 @@ def generate(
             not given.
         device: Where to draw; the GPU if there is one, if not given.
         weights: dtype of text encoders and U-Net: float32, bfloat16, float16, or int8; None for the
-            smallest that the device computes in natively. The VAE is float32.
+            smallest that the device computes in natively. The VAE is float32. A U-Net whose codes
+            or scales were trained is int8 always, with this dtype for the rest of it.
         low_memory: The halves of guidance one after the other, and large pictures decoded in
             overlapping tiles: less memory, and pictures that differ in their last bits.
         offload: "stream" reads the weights of text encoders and U-Net from their files piece by
@@ -183,19 +186,20 @@ def _check_settings(
 
 
 def adapter_file(adapter: Any) -> Path:
-    """The file of a LoRA or a token that a folder, a file or a finished run means; InputError if
-    there is none."""
+    """The file of a LoRA, a token or a difference of int8 weights that a folder, a file or a
+    finished run means; InputError if there is none."""
     path = Path(getattr(adapter, "adapter", adapter)).expanduser()  # train's result has .adapter
     if not path.exists():
         raise InputError(f"adapter: there is no file or folder {path}")
     if not path.is_dir():
         return path
-    from .config import read_yaml
+    from .codes.files import DIFFERENCE
     from .export import DIFFUSERS_FILE
 
     settings = read_yaml(config) if (config := path / "config.yaml").is_file() else {}
-    token = settings.get("token")
-    file = path / (DIFFUSERS_FILE if token is None else f"{token}.safetensors")
+    token, trained = settings.get("token"), settings.get("train")
+    name = DIFFUSERS_FILE if token is None else f"{token}.safetensors"
+    file = path / (DIFFERENCE if trained in INT8_TRAINED else name)
     if not file.is_file():
         raise InputError(f"adapter: the folder {path} has no {file.name}")
     return file

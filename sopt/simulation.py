@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +58,9 @@ class _SimulatedWeights:
 
     def source(self, component: str, network: nn.Module) -> Any:
         return _NoSource()
+
+    def write(self, component: str, folder: Path) -> None:
+        raise AssertionError("a simulation writes no files")
 
     def tokenizer(self, component: str) -> Any:
         with _disable_current_modes():

@@ -1,7 +1,7 @@
 """What is in memory while a run trains: networks, what is trained, optimizers; and the two steps.
 
 One class per kind of what is trained: :class:`LoraTraining` here, :class:`TokenTraining` in
-:mod:`sopt.token.training`.
+:mod:`sopt.token.training`, :class:`CodesTraining` in :mod:`sopt.codes.training`.
 """
 
 from __future__ import annotations
@@ -182,8 +182,31 @@ class Training(ABC):
         ]
 
 
-class LoraTraining(Training):
-    """A LoRA adapter of the U-Net; prompts are encoded once, and the text encoders go.
+class UnetTraining(Training):
+    """Something in the U-Net; prompts are encoded once, and the text encoders go."""
+
+    def _build_cache(self, pictures: Sequence[Picture], dtype: Storage) -> Cache:
+        config, tiled = self._config, bool(self._config.vae_tiles)
+        at, stream = sides(config), config.lean
+        return build_cache(
+            self._model, pictures, at, dtype, self._memory, stream=stream, tiled=tiled
+        )
+
+    def draw(self, step: int, timestep: int, side: int, share: int = 0) -> Sample:
+        """What the loss of a step is computed on, at one side in pixels."""
+        return self._cache.draw(self._config.seed, step, timestep, side, share)
+
+    @property
+    def _weighting(self) -> dict[str, Any]:
+        return {"min_snr": self._config.min_snr, "prior_weight": self._config.prior_weight}
+
+    def _loss(self, step: int, timestep: int, side: int, share: int = 0) -> Loss:
+        sample = self.draw(step, timestep, side, share)
+        return partial(diffusion_loss, self._predict, self._scheduler, sample, **self._weighting)
+
+
+class LoraTraining(UnetTraining):
+    """A LoRA adapter of the U-Net.
 
     With a hollow or with streamed weights the U-Net is run unit by unit, and never in memory as a
     whole.
@@ -207,19 +230,12 @@ class LoraTraining(Training):
         self._weights: str | None = None  # fingerprint, where it is not taken from the network
         self._together: Together | None = None
         super().__init__(config, model, pictures, memory, processes)
-        self._weighting: dict[str, Any] = {
-            "min_snr": config.min_snr,
-            "prior_weight": config.prior_weight,
-        }
         if config.offload == "stream":
             self._together = Together(self._predict, self.adapter, model)
 
     def _build_cache(self, pictures: Sequence[Picture], dtype: Storage) -> Cache:
         config, model, memory = self._config, self._model, self._memory
-        tiled = bool(config.vae_tiles)
-        cache = build_cache(
-            model, pictures, sides(config), dtype, memory, stream=config.lean, tiled=tiled
-        )
+        cache = super()._build_cache(pictures, dtype)
         if self._folder is not None and config.lean:
             if isinstance(dtype, Int8Storage):
                 folder = existing_folder(config.output)
@@ -252,14 +268,9 @@ class LoraTraining(Training):
         return torch.optim.AdamW(self.adapter.values(), lr=self._config.lr)
 
     def draw(self, step: int, timestep: int, side: int, share: int = 0) -> Sample:
-        """What the loss of a step is computed on, at one side in pixels."""
         if self._hollow is None:
-            return self._cache.draw(self._config.seed, step, timestep, side, share)
+            return super().draw(step, timestep, side, share)
         return self._hollow.draw(step, timestep, side)
-
-    def _loss(self, step: int, timestep: int, side: int, share: int = 0) -> Loss:
-        sample = self.draw(step, timestep, side, share)
-        return partial(diffusion_loss, self._predict, self._scheduler, sample, **self._weighting)
 
     def zeroth_order(self, step: int, timestep: int) -> dict[str, Any]:
         config = self._config
@@ -300,9 +311,13 @@ def make_training(
     """The training of what the settings name; ``folder`` as for :class:`LoraTraining`."""
     if config.train == "lora":
         return LoraTraining(config, model, pictures, memory, folder, processes)
-    from .token.training import TokenTraining  # here: it builds on this module
+    # Here: they build on this module.
+    from .codes.training import CodesTraining
+    from .token.training import TokenTraining
 
-    return TokenTraining(config, model, pictures, memory)
+    if config.train == "token":
+        return TokenTraining(config, model, pictures, memory)
+    return CodesTraining(config, model, pictures, memory, simulated=folder is None)
 
 
 def frozen_fingerprint(config: TrainConfig, model: Model) -> str:
@@ -310,7 +325,7 @@ def frozen_fingerprint(config: TrainConfig, model: Model) -> str:
     dtype = weight_storage(str(config.weights), str(config.device))
     if config.lean:
         return network_fingerprint(model, dtype, torch.device("cpu"))
-    encoders = [] if config.train == "lora" else list(model.kind.tokenizers)
+    encoders = list(model.kind.tokenizers) if config.train == "token" else []
     return fingerprint(*(model.load(component, dtype) for component in ("unet", *encoders)))
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+import torch
 from pipelines import micro_pipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -138,4 +139,31 @@ def test_a_pipeline_with_a_lora_loaded_is_refused(settings):
     inject_lora(pipeline.unet, 2, 0)
     with pytest.raises(InputError, match="has a LoRA loaded"):
         sopt.train(**settings | {"model": pipeline})
+    assert not os.path.exists(settings["output"])
+
+
+def test_weights_on_several_devices_and_int8_pipelines(settings):
+    pipeline = micro_pipeline()
+    pipeline.text_encoder.register_buffer("elsewhere", torch.ones(1, device="meta"))
+    with pytest.raises(InputError, match="text encoder on several devices, cpu and meta: put it"):
+        sopt.train(**settings | {"model": pipeline})
+    pipeline = micro_pipeline()
+    sopt.quantize(pipeline.unet)
+    with pytest.raises(InputError, match=r"weights='float32' does not go with model .* is int8"):
+        sopt.train(**settings | {"model": pipeline})
+    del settings["schedule"], settings["weights"]
+    codes = {"model": pipeline, "train": "codes", "method": "zeroth-order"}
+    with pytest.raises(InputError, match="is on int8 weights already"):
+        sopt.train(**settings | codes)
+    assert not os.path.exists(settings["output"])
+
+
+@pytest.mark.parametrize("train", ["codes", "scales"])
+def test_weights_that_are_not_finite_are_not_quantized(settings, micro_folder, tmp_path, train):
+    folder = shutil.copytree(micro_folder, tmp_path / "model")
+    poison("unet", float("nan"))(folder)
+    del settings["schedule"], settings["weights"]
+    changes = {"model": str(folder), "train": train, "method": "zeroth-order"}
+    with pytest.raises(InputError, match=r"cannot load its UNet.* must be finite.* has NaN"):
+        sopt.train(**settings | changes)
     assert not os.path.exists(settings["output"])

@@ -10,6 +10,7 @@ import sopt
 from sopt.errors import InputError
 from sopt.memory import LiveStorage
 from sopt.models import inject_lora, open_model
+from sopt.models.int8_file import load_quantized, save_quantized
 from sopt.models.kinds import build_on_meta
 from sopt.models.storage import Int8Storage
 from sopt.quantization import (
@@ -21,7 +22,6 @@ from sopt.quantization import (
     quantize,
     quantize_weight,
 )
-from sopt.quantization.files import load_quantized, save_quantized
 
 BFLOAT16 = Int8Storage(torch.bfloat16)
 

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..files import copy_file
+from .int8_file import QuantizedFile, load_quantized
 from .kinds import NOUNS, Kind, build_on_meta, check_class, kind_of
 from .model import Model, Source, remove_submodules
 from .quantized import float_shapes, quantizing
@@ -32,6 +34,10 @@ _FILES = (
 )
 
 
+# Of a U-Net on int8 weights, by this package; diffusers does not read it.
+INT8_FILE = "diffusion_pytorch_model.int8.safetensors"
+
+
 def open_folder(name: str, folder: Path, tokenizers: bool = True) -> Model:
     """The model ``name`` in a folder with ``model_index.json`` and one folder per component;
     ``tokenizers`` says whether theirs must be there."""
@@ -50,6 +56,7 @@ def open_folder(name: str, folder: Path, tokenizers: bool = True) -> Model:
         configs=configs,
         scheduler_class=index["scheduler"][1],
         weights=FolderWeights(name, kind, folder, configs),
+        int8=(folder / "unet" / INT8_FILE).exists(),
     )
 
 
@@ -94,7 +101,11 @@ class FolderWeights:
     ) -> nn.Module:
         module = build_on_meta(self.kind, component, self.configs[component])
         remove_submodules(module, dropped)
+        stored = self.folder / component / INT8_FILE
         try:
+            if stored.exists():
+                assert int8 is not None
+                return load_quantized(module, stored, int8, dtype)
             prefixes = [f"{name}." for name in dropped]
             return load_files(module, self._files(component), dtype, prefixes, int8)
         except InputError as error:
@@ -103,7 +114,10 @@ class FolderWeights:
             ) from error
 
     def source(self, component: str, network: nn.Module) -> Source:
+        stored = self.folder / component / INT8_FILE
         try:
+            if stored.exists():
+                return QuantizedFile(network, stored)
             files = TensorFiles(float_shapes(network), self._files(component))
         except InputError as error:
             raise InputError(
@@ -119,6 +133,15 @@ class FolderWeights:
                 f"model {self.name!r}: cannot load its {NOUNS[component]}: {first_line(error)}"
             ) from error
 
+    def write(self, component: str, folder: Path) -> None:
+        beside = self.folder / component
+        if component.startswith("tokenizer"):
+            files = [file for file in beside.iterdir() if file.suffix in (".json", ".txt")]
+        else:
+            files = [*self._files(component), *beside.glob("*.safetensors.index*.json")]
+        for file in files:
+            copy_file(file, folder / file.name)
+
     def _files(self, component: str) -> list[Path]:
         folder = self.folder / component
         for pattern in _FILES:
@@ -131,6 +154,11 @@ class FolderWeights:
         others = sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".bin", ".pt"))
         found = f", which is not read; found {', '.join(others)}, a pickle" if others else ""
         raise InputError(f"{folder} has no {_stem(component)}.safetensors{found}")
+
+
+def weights_name(component: str) -> str:
+    """The file of a component's weights."""
+    return f"{_stem(component)}.safetensors"
 
 
 def _stem(component: str) -> str:

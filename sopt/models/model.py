@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import diffusers
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ..memory import return_freed_memory
 from .kinds import Kind, build_on_meta
 from .quantized import Spool, become_int8_on_meta
-from .storage import Int8Storage, Storage
+from .storage import Int8Storage, Storage, float_dtype
 
 SD21_WIDTH = 1024  # of its text encoder
 
@@ -38,6 +39,11 @@ class Weights(Protocol):
 
     def tokenizer(self, component: str) -> Any: ...
 
+    def write(self, component: str, folder: Path) -> None:
+        """Write the weights of a component, or a tokenizer, into its folder of a diffusers
+        model."""
+        ...
+
 
 class Source(Protocol):
     """Reads single weights of a network."""
@@ -58,6 +64,7 @@ class Model:
     scheduler_class: str
     weights: Weights
     spool: Spool | None = None  # where int8 weights of the U-Net are, once they were read
+    int8: bool = False  # whether the U-Net is stored on int8 weights
 
     @property
     def vae_factor(self) -> int:
@@ -124,10 +131,14 @@ class Model:
         """
         return_freed_memory()  # of the component before
         int8 = None
+        if component == "unet" and self.int8:
+            dtype = Int8Storage(float_dtype(dtype))  # what is int8 stays so
         if isinstance(dtype, Int8Storage):
             int8, dtype = dtype.activations(component), dtype.dtype
         network = self.weights.load(component, dtype, dropped, int8)
-        return network if torch.device(device).type == "cpu" else network.to(device)
+        tensors = (*network.parameters(), *network.buffers())
+        here = all(x.device == torch.device(device) for x in tensors)
+        return network if here else network.to(device)  # simulated ones are where they are
 
     def skeleton(
         self, component: str, dropped: Sequence[str] = (), dtype: Storage = torch.float32

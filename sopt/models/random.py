@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..errors import InputError, nearest
 from ..quantization import quantizable_layers
 from .folder import CONFIGS, open_folder
 from .kinds import build_on_meta
+from .loaded import write_component
 from .model import Model, Source, remove_submodules
 from .quantized import float_shapes, quantizing, rows_of
 from .random_tokenizer import build_tokenizer
@@ -56,6 +58,11 @@ class RandomWeights:
         network = build_on_meta(self.model.kind, component, self.model.configs[component])
         remove_submodules(network, dropped)
         return draw_weights(network, component, dtype, self.seed, int8)
+
+    def write(self, component: str, folder: Path) -> None:
+        tokenizer = component.startswith("tokenizer")
+        part = self.tokenizer(component) if tokenizer else self.load(component, torch.float16, ())
+        write_component(part, component, folder)
 
     def source(self, component: str, network: nn.Module) -> Source:
         parts, shapes = dict(network.named_modules()), float_shapes(network)
@@ -120,12 +127,11 @@ def draw_weights(
         The scale: LeCun et al., "Efficient BackProp", 1998.
     """
     parts = dict(network.named_modules())
-
-    exact = set() if int8 is None else set(quantizable_layers(network))
+    exact = {} if int8 is None else quantizable_layers(network)
 
     def draw(name: str, shaped: Tensor) -> Tensor:
-        kind = torch.float32 if name.rpartition(".")[0] in exact else dtype  # quantized then
-        weight = torch.empty(shaped.shape, dtype=kind)
+        kept = torch.float32 if name.rpartition(".")[0] in exact else dtype
+        weight = torch.empty(shaped.shape, dtype=kept)
         return _draw(component, parts, seed, name, weight)
 
     return materialize(network, draw, int8)

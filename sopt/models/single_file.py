@@ -74,9 +74,13 @@ class SingleFileWeights:
     def source(self, component: str, network: nn.Module) -> Source:
         raise InputError(
             f"model {self.model.name!r} is a single file, whose weights cannot be read one at a "
-            "time: for hollow and offload='stream' make a diffusers folder of it first, with "
-            f"{self.model.kind.pipeline.__name__}.from_single_file(...).save_pretrained(folder)"
+            "time: for hollow, offload='stream', train='codes' and 'scales' make a diffusers "
+            f"folder of it first, with {self.model.kind.pipeline.__name__}.from_single_file(...)"
+            ".save_pretrained(folder)"
         )
+
+    def write(self, component: str, folder: Path) -> None:
+        raise AssertionError("what would write a part of the model has asked for its source")
 
     def _text_encoder(self, component: str, options: dict[str, Any]) -> Any:
         others = dict.fromkeys((*self.model.kind.components, "scheduler", "safety_checker"))

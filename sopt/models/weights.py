@@ -23,6 +23,7 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
     "I8": torch.int8,
+    "U8": torch.uint8,
 }
 _PIECE = 1 << 22  # elements converted at a time
 _REORDERED = 1 << 18  # elements put in another order at a time: they stay in the cache
@@ -183,6 +184,28 @@ class TensorFiles:
                 _read_entry(path, file, start, entry, rows.view(-1))
                 part.copy_(rows)
                 start += rows.numel() * size
+
+
+class SafetensorsFile:
+    """Reads the tensors of a safetensors file by name, whole, by plain reads as
+    :func:`stored_tensors` does.
+
+    Raises:
+        InputError: The file is missing, cut off or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise InputError(f"there is no file {path}")
+        self._path = path
+        self._start, entries = _header(path)
+        self._entries = dict(entries)
+        self._file = path.open("rb", buffering=0)
+        self.shapes = {name: tuple(entry["shape"]) for name, entry in entries}
+
+    def read(self, name: str) -> Tensor:
+        """The tensor in the file's dtype, on the CPU."""
+        return _read(self._path, self._file, self._start, self._entries[name], None)
 
 
 def stored_tensors(path: Path) -> Iterator[tuple[str, Callable[[torch.dtype | None], Tensor]]]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import read_yaml
 from ..errors import InputError
+from ..settings_file import read_yaml
 
 RECORD = "record.json"  # versions, machine, seconds of each phase
 

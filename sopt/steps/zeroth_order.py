@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sopt_kernels import add_noise_
 
-from ..optim.restore import CopiedWeights
+from ..optim.restore import Codes, CopiedWeights, Terms
 from .loss import Loss
 
 
@@ -47,6 +47,7 @@ def zeroth_order_step(
     eps: float,
     noise: str = "gaussian",
     share: Share = _evaluate_all,
+    clip: float | None = None,
 ) -> ZerothOrderUpdate | None:
     r"""Update ``adapter`` by two-sided simultaneous perturbation along N random directions.
 
@@ -65,6 +66,7 @@ def zeroth_order_step(
         lr: :math:`\alpha`; any finite number. A negative one ascends.
         eps: :math:`\epsilon`, size of a perturbation in units of the weights.
         noise: ``"gaussian"`` or ``"rademacher"``.
+        clip: Bound of :math:`|g_n|`; None for none.
         share: Who evaluates which losses. N is the number of seeds along which it gives some.
 
     Returns:
@@ -85,7 +87,14 @@ def zeroth_order_step(
     """
 
     return zeroth_order_step_together(
-        adapter, one_after_the_other(adapter, loss), seeds, lr=lr, eps=eps, noise=noise, share=share
+        adapter,
+        one_after_the_other(adapter, loss),
+        seeds,
+        lr=lr,
+        eps=eps,
+        noise=noise,
+        share=share,
+        clip=clip,
     )
 
 
@@ -112,6 +121,7 @@ def zeroth_order_step_together(
     eps: float,
     noise: str = "gaussian",
     share: Share = _evaluate_all,
+    clip: float | None = None,
 ) -> ZerothOrderUpdate | None:
     """:func:`zeroth_order_step` where the 2 N forwards may take turns, one layer after the other.
 
@@ -126,17 +136,11 @@ def zeroth_order_step_together(
         return losses_along(adapter, losses_of, chosen, eps=eps, noise=noise)
 
     seeds, losses = share(seeds, evaluate)
-    plus, minus = losses.to(params[0].device).unbind(1)  # (N,) each
-    slopes = (plus - minus) / (2 * eps)
-    coefficients = slopes * (-lr / len(seeds))
-    if not torch.isfinite(coefficients).all():
+    coefficients = _coefficients(losses.to(params[0].device), lr, eps, clip)
+    if coefficients is None:
         return None
     add_noise_(params, seeds, coefficients, streams=list(adapter), kind=noise)
-    return ZerothOrderUpdate(
-        loss=losses.mean().item(),
-        seeds=seeds,
-        coefficients=[coefficient.item() for coefficient in coefficients],
-    )
+    return _update(losses, seeds, coefficients)
 
 
 @torch.no_grad()
@@ -165,3 +169,83 @@ def losses_along(
         for weights in moved.values():
             weights.home()
     return torch.stack(losses).float().view(-1, 2)
+
+
+@torch.no_grad()
+def zeroth_order_step_on_codes(
+    codes: Codes,
+    loss: Loss,
+    seeds: Sequence[int],
+    rounding_seeds: Sequence[int],
+    update_seed: int,
+    *,
+    lr: float,
+    eps: float,
+    clip: float | None = None,
+) -> ZerothOrderUpdate | None:
+    r""":func:`zeroth_order_step` of int8 weights ``scale * code``, whose codes move in place.
+
+    A perturbation moves codes by whole numbers :math:`\delta(\pm\epsilon z_n / s)`, and the update
+    goes along the moves that were really made:
+
+    .. math:: q \leftarrow \mathrm{clamp}\Bigl(q - \mathrm{SR}\Bigl(\frac{\alpha}{N \epsilon}
+              \sum_{n=1}^{N} g_n \delta_n\Bigr)\Bigr)
+
+    with stochastic rounding SR (:func:`~sopt_kernels.update_int8_`). No copy of the codes exists:
+    they come back to the last bit because the moves are integers, also when a loss raises. Bit for
+    bit a step of :class:`~sopt.optim.ZOSGD` under the same seeds.
+
+    Args:
+        codes: With their scales, noise and head-room.
+        rounding_seeds: Generator keys of the rounding of the N perturbations.
+        update_seed: That of the update.
+        others: As in :func:`zeroth_order_step`; ``eps`` in units of the weights.
+
+    Returns:
+        As :func:`zeroth_order_step`: in units of the weights.
+    """
+    found = []
+    try:
+        for seed, rounding_seed in zip(seeds, rounding_seeds, strict=True):
+            for size in (eps, -eps):
+                codes.move(seed, size, rounding_seed)
+                found.append(loss())
+    finally:
+        codes.home()
+    losses = torch.stack(found).float().view(-1, 2)
+    coefficients = _coefficients(losses, lr, eps, clip)
+    if coefficients is None:
+        return None
+    update = _update(losses, seeds, coefficients)
+    codes.update(
+        Terms(
+            seeds=update.seeds,
+            coefficients=update.coefficients,
+            decay=1.0,
+            round_after=[],
+            rounding_seeds=[update_seed],
+            eps=eps,
+            delta_rounding_seeds=list(rounding_seeds),
+        )
+    )
+    return update
+
+
+def _coefficients(losses: Tensor, lr: float, eps: float, clip: float | None) -> Tensor | None:
+    """Of the update along each seed, (N,) float32; None if one or a loss is not finite."""
+    plus, minus = losses.unbind(1)  # (N,) each
+    slopes = (plus - minus) / (2 * eps)
+    if clip is not None:
+        slopes = slopes.clamp(-clip, clip)
+    coefficients = slopes * (-lr / len(slopes))
+    if not (torch.isfinite(coefficients).all() and torch.isfinite(plus + minus).all()):
+        return None
+    return coefficients
+
+
+def _update(losses: Tensor, seeds: Sequence[int], coefficients: Tensor) -> ZerothOrderUpdate:
+    return ZerothOrderUpdate(
+        loss=losses.mean().item(),
+        seeds=list(seeds),
+        coefficients=[coefficient.item() for coefficient in coefficients],
+    )

@@ -138,7 +138,7 @@ def token_defaults(given: Mapping[str, Any], family: str) -> dict[str, Any]:
 
 def check_token_settings(settings: Mapping[str, Any]) -> None:
     """Raise InputError for settings, each right by itself, that do not go together."""
-    if settings.get("train", "lora") == "lora":
+    if settings.get("train", "lora") != "token":
         for name, default in _TOKEN_ONLY.items():
             if settings.get(name, default) != default:
                 raise InputError(f"{name}={settings[name]!r} does not go without train='token'")

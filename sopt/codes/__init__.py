@@ -1,0 +1,1 @@
+"""Trainable int8 weights: the codes of a U-Net, or their scales, by forward passes alone."""

@@ -1,0 +1,318 @@
+"""Trained int8 weights: the step, the files, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+import sopt
+from sopt import InputError
+from sopt.codes.files import DIFFERENCE, Difference, save_difference, save_int8_model
+from sopt.codes.tensors import CodesFingerprint, int8_tensors
+from sopt.config import TrainConfig
+from sopt.files import load_tensors, save_tensors
+from sopt.models import open_model
+from sopt.models.folder import INT8_FILE
+from sopt.models.storage import Int8Storage
+from sopt.optim import ZOSGD
+from sopt.optim.restore import Codes
+from sopt.resolution import resolve
+from sopt.steps.seeds import Tag, seed64
+from sopt.steps.zeroth_order import zeroth_order_step, zeroth_order_step_on_codes
+from sopt_kernels import noise
+
+FLOAT32 = Int8Storage(torch.float32)
+NEEDED = {"images": "dog", "prompt": "a dog", "output": "run"}
+EPS, LR, SEED, N = 2e-2, 0.5, 7, 3
+
+
+def small_codes(headroom=8):
+    """Codes and scales of two layers; some codes beyond the head-room."""
+    codes = {"a": torch.arange(-128, 128, dtype=torch.int8).view(16, 16)}
+    codes["b"] = (noise((6, 3, 3, 5), 1, "b") * 40).clamp(-127, 127).to(torch.int8)
+    scales = {"a": torch.linspace(0.01, 0.04, 16), "b": torch.full((6,), 0.02)}
+    return codes, scales, Codes(0, codes, "rademacher", "nearest", scales, headroom)
+
+
+def loss_of(codes, scales):
+    """Its gradient with respect to the weights is of order 1."""
+
+    def loss():
+        weights = (
+            (q.float() * scales[n].view(-1, *[1] * (q.dim() - 1))).flatten()
+            for n, q in codes.items()
+        )
+        return sum((w * noise((w.numel(),), 5, "direction")).sum().sin() for w in weights)
+
+    return loss
+
+
+def step_of(weights, loss, step, **changes):
+    seeds = [seed64(SEED, step, n, Tag.DIRECTION) for n in range(N)]
+    own, *roundings = (seed64(SEED, step, n, Tag.ROUNDING) for n in range(N + 1))
+    options = {"lr": LR, "eps": EPS, **changes}
+    return zeroth_order_step_on_codes(weights, loss, seeds, roundings, own, **options)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_a_step_is_that_of_the_optimizer(clip):
+    codes, scales, weights = small_codes()
+    others, _, _ = small_codes()
+    optimizer = ZOSGD(
+        others.items(), LR, EPS, N, "rademacher", SEED, clip=clip, scales=scales, headroom=8
+    )
+    for step in range(1, 6):
+        update = step_of(weights, loss_of(codes, scales), step, clip=clip)
+        mean = optimizer.step(loss_of(others, scales))
+        assert update.loss == pytest.approx(float(mean), rel=2.0**-22)
+        assert all(torch.equal(codes[name], others[name]) for name in codes)
+    first, _, _ = small_codes()
+    assert not torch.equal(codes["a"], first["a"])
+
+
+def test_losses_are_at_codes_that_moved_and_the_codes_come_back():
+    codes, _, weights = small_codes()
+    before = {name: q.clone() for name, q in codes.items()}
+    seen = []
+
+    def loss():
+        seen.append({name: q.int() - before[name] for name, q in codes.items()})
+        return torch.zeros(())
+
+    assert step_of(weights, loss, 1).coefficients == [0.0] * N
+    assert len(seen) == 2 * N
+    for plus, minus in zip(seen[::2], seen[1::2], strict=True):
+        assert all(torch.equal(plus[name], -minus[name]) for name in codes)
+        assert plus["a"].any()
+    assert all(torch.equal(q, before[name]) for name, q in codes.items())
+
+    def failing():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        step_of(weights, failing, 2)
+    assert all(torch.equal(q, before[name]) for name, q in codes.items())
+
+
+@pytest.mark.parametrize("values", [[1.0, float("nan")], [float("inf"), 1.0]])
+def test_a_loss_that_is_not_finite_changes_nothing(values):
+    codes, _, weights = small_codes()
+    before = codes["a"].clone()
+    turn = iter(values * N)
+    assert step_of(weights, lambda: torch.tensor(next(turn)), 1, clip=1.0) is None
+    assert torch.equal(codes["a"], before)
+
+
+def test_slopes_are_clipped():
+    weight = torch.tensor([3.0])
+    options = {"lr": 0.25, "eps": 1.0, "noise": "rademacher"}
+    update = zeroth_order_step(
+        {"w": weight}, lambda: weight.square().sum(), [1], **options, clip=2.0
+    )
+    assert [abs(c) for c in update.coefficients] == [0.25 * 2]  # the slope is 6, or -6
+    assert float(weight) == 3 - 0.25 * 2
+
+
+def digest(tensors):
+    state = hashlib.blake2b()
+    for x in tensors:
+        state.update(x.numpy().tobytes())
+    return state.hexdigest()
+
+
+def test_a_thousand_perturbations_of_a_unet_leave_every_bit(micro_model):
+    unet = micro_model.load("unet", FLOAT32)
+    codes, scales = int8_tensors(unet, "codes"), int8_tensors(unet, "scales")
+    weights = Codes(
+        0, codes, "gaussian", "nearest", dict(zip(codes, scales.values(), strict=True)), 8
+    )
+    before = digest(codes.values())
+    moved = set()
+    for seed in range(1000):
+        weights.move(seed, 1e-3, seed + 1)
+        if seed < 3:
+            moved.add(digest(codes.values()))
+        weights.home()
+    assert digest(codes.values()) == before
+    assert len(moved | {before}) == 4
+
+
+def trained(model, train):
+    """The model's codes or scales, with random changes to all layers but one."""
+    unet = model.load("unet", FLOAT32)
+    found = {name: x.clone() for name, x in int8_tensors(unet, train).items()}
+    for name, x in list(found.items())[1:]:
+        if train == "codes":
+            x.add_(((noise(tuple(x.shape), 2, name) * 2).int() % 3 - 1).to(torch.int8))
+        else:
+            x.mul_(1 + 0.1 * noise(tuple(x.shape), 2, name))
+    return found
+
+
+@pytest.mark.parametrize("train", ["codes", "scales"])
+def test_the_difference_and_the_model_hold_what_was_trained(micro_model, tmp_path, train):
+    expected = trained(micro_model, train)
+    save_int8_model(tmp_path / "whole", micro_model, expected)
+    own = dict(expected)
+    save_difference(tmp_path / DIFFERENCE, micro_model, {n: x.clone() for n, x in own.items()})
+    stored, metadata = load_tensors(tmp_path / DIFFERENCE)
+    assert next(iter(own)) not in stored  # it did not change
+    assert metadata["format"] == "pt"
+
+    unet = micro_model.load("unet", FLOAT32)
+    Difference.open(tmp_path / DIFFERENCE).apply(unet)
+    whole = open_model(tmp_path / "whole")
+    assert whole.int8
+    loaded = whole.load("unet", FLOAT32)
+    for network in (unet, loaded):
+        found = int8_tensors(network, train)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], x) for name, x in expected.items())
+    others = loaded.state_dict()
+    assert others.keys() == unet.state_dict().keys()
+    assert all(torch.equal(others[name], x) for name, x in unet.state_dict().items())
+    for component in ("text_encoder", "vae"):
+        one, other = (m.load(component).state_dict() for m in (micro_model, whole))
+        assert all(torch.equal(one[name], x) for name, x in other.items())
+    assert whole.load("unet", torch.bfloat16).conv_in.codes.dtype == torch.int8  # it stays so
+    # And from that model on: what is trained next differs from it.
+    save_difference(tmp_path / "next", whole, {n: x.clone() for n, x in own.items()})
+    assert load_tensors(tmp_path / "next")[0] == {}
+
+
+def test_the_same_codes_give_the_same_bytes_and_few_changes_few(micro_model, tmp_path):
+    unet = micro_model.load("unet", FLOAT32)
+    codes = {name: x.clone() for name, x in int8_tensors(unet, "codes").items()}
+    name, x = max(codes.items(), key=lambda item: item[1].numel())
+    x.view(-1)[5] ^= 1
+    for file in ("a", "b"):
+        save_difference(tmp_path / file, micro_model, {n: y.clone() for n, y in codes.items()})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    stored, _ = load_tensors(tmp_path / "a")
+    assert stored[f"{name}"].tolist() == [x.view(-1)[5]]
+    assert stored[name.replace(".codes", ".changed")].nonzero().tolist() == [[0]]
+    assert int(stored[name.replace(".codes", ".changed")][0]) == 1 << 5
+
+
+def test_a_loaded_pipeline_is_quantized_as_its_files_are(micro_folder, micro_model):
+    loaded = open_model(StableDiffusionPipeline.from_pretrained(micro_folder))
+    bfloat16 = Int8Storage(torch.bfloat16)
+    assert CodesFingerprint.of(loaded.load("unet", bfloat16)) == CodesFingerprint.of(
+        micro_model.load("unet", bfloat16)
+    )
+
+
+def test_a_difference_of_another_model_is_refused(micro_model, tmp_path):
+    save_difference(tmp_path / DIFFERENCE, micro_model, trained(micro_model, "codes"))
+    unet = micro_model.load("unet", FLOAT32)
+    with torch.no_grad():
+        unet.conv_in.scales[0] *= 1.5
+    before = unet.conv_out.codes.clone()
+    with pytest.raises(InputError, match=r"is of another model: it is the difference from int8"):
+        Difference.open(tmp_path / DIFFERENCE).apply(unet)
+    assert torch.equal(unet.conv_out.codes, before)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def poison(file):
+    tensors, metadata = load_tensors(file)
+    tensors["conv_in.scales"][0] = float("nan")
+    save_tensors(file, tensors, metadata)
+
+
+def of_another(file):
+    config = file.parent / "config.json"
+    wider = json.loads(config.read_text()) | {"block_out_channels": [8, 24]}
+    config.write_text(json.dumps(wider))
+
+
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        (cut, "cannot load its UNet: .* is cut off"),
+        (poison, "cannot load its UNet: .*conv_in.scales has NaN or infinite values"),
+        (of_another, "cannot load its UNet: .* is of another model"),
+    ],
+)
+def test_int8_models_that_will_not_do(micro_model, tmp_path, fault, message):
+    save_int8_model(tmp_path / "whole", micro_model, trained(micro_model, "codes"))
+    fault(tmp_path / "whole" / "unet" / INT8_FILE)
+    model = open_model(tmp_path / "whole")
+    with pytest.raises(InputError, match=message):
+        model.load("unet", FLOAT32)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({}, "train='codes' does not go with method='selective': int8 weights are trained by"),
+        ({"method": "backprop-low"}, "train='codes' does not go with method='backprop-low'"),
+        ({"method": "textual-inversion"}, "train='codes' does not go with method='textual-inv"),
+        ({"method": "zeroth-order", "weights": "bfloat16"}, "weights='bfloat16' does not go with"),
+        ({"method": "zeroth-order", "rank": 8}, "rank=8 does not go with train='codes'"),
+        ({"method": "zeroth-order", "hollow": "a8"}, "hollow='a8' does not go with train='codes'"),
+        ({"method": "zeroth-order", "offload": "stream"}, "offload='stream' does not go with"),
+        ({"method": "zeroth-order", "token": "<x>"}, "token='<x>' does not go without train='tok"),
+        ({"method": "zeroth-order", "headroom": 65}, r"headroom must be a whole number in \[1, 65"),
+        ({"method": "zeroth-order", "zo_clip": 0}, "zo_clip must be above 0, got 0"),
+        ({"method": "zeroth-order", "train": "scales", "headroom": 4}, "headroom=4 does not go wi"),
+        ({"train": "lora", "zo_clip": 1.0}, "zo_clip=1.0 does not go with train='lora'"),
+        ({"train": "code"}, "unknown train 'code': did you mean 'codes'?"),
+    ],
+)  # fmt: skip
+def test_settings_that_will_not_do(changes, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig.create(**NEEDED | {"train": "codes"} | changes)
+
+
+def test_scales_that_no_code_can_move_by_are_refused(settings, micro_model, tmp_path):
+    scales = trained(micro_model, "scales")
+    scales["unet.conv_in.scales"][1] = -1e-3
+    save_int8_model(tmp_path / "whole", micro_model, scales)
+    del settings["schedule"], settings["weights"]
+    settings |= {"model": str(tmp_path / "whole"), "method": "zeroth-order", "train": "codes"}
+    with pytest.raises(InputError, match=r"unet.conv_in.scales must be above 0 .*, got -0.001"):
+        sopt.train(**settings)
+    assert not Path(settings["output"]).exists()
+
+
+def test_a_quantized_pipeline_keeps_its_scales(micro_folder, micro_model):
+    pipeline = StableDiffusionPipeline.from_pretrained(micro_folder)
+    sopt.quantize(pipeline.unet)
+    model = open_model(pipeline)
+    bfloat16 = Int8Storage(torch.bfloat16)
+    assert model.int8
+    expected = micro_model.load("unet", bfloat16).state_dict()
+    found = model.load("unet", torch.bfloat16).state_dict()
+    assert all(torch.equal(found[name], x) for name, x in expected.items())
+
+
+def test_what_config_yaml_holds_means_the_same():
+    for train in ("codes", "scales"):
+        config = TrainConfig.create(**NEEDED, train=train, method="zeroth-order")
+        assert config.weights == "int8"
+        assert TrainConfig.create(**config.to_dict()) == config
+
+
+def test_an_int8_model_decides_the_weights(micro_model, tmp_path):
+    save_int8_model(tmp_path / "whole", micro_model, trained(micro_model, "codes"))
+    model = open_model(tmp_path / "whole")
+
+    def resolved(**changes):
+        return resolve(TrainConfig.create(**NEEDED | changes), model)
+
+    assert resolved().weights == "int8"
+    with pytest.raises(InputError, match=r"weights='float32' does not go with model .* is int8"):
+        resolved(weights="float32")
+    with pytest.raises(InputError, match=r"hollow='a8' does not go with model .* is int8 already"):
+        resolved(hollow="a8")
+    with pytest.raises(InputError, match=r"offload='stream' does not go with model"):
+        resolved(offload="stream")
