@@ -78,10 +78,9 @@ def _weights(config: TrainConfig, model: Model) -> str | None:
     """What the settings, or a model that is int8 already, say of the weights."""
     if not model.int8:
         return config.weights
-    if config.weights not in (None, INT8) or config.lean:
-        name = "weights" if not config.lean else "hollow" if config.hollow else "offload"
+    if config.weights not in (None, INT8):
         raise InputError(
-            f"{name}={getattr(config, name)!r} does not go with model {model.name!r}, whose UNet "
-            "is int8 already: take the float model that it was made of"
+            f"weights={config.weights!r} does not go with model {model.name!r}, whose UNet is int8 "
+            "already: take the float model that it was made of"
         )
     return INT8

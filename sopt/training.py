@@ -237,7 +237,7 @@ class LoraTraining(UnetTraining):
         config, model, memory = self._config, self._model, self._memory
         cache = super()._build_cache(pictures, dtype)
         if self._folder is not None and config.lean:
-            if isinstance(dtype, Int8Storage):
+            if isinstance(dtype, Int8Storage) and not model.int8:
                 folder = existing_folder(config.output)
                 spool = Spool(folder, model.skeleton("unet", dtype=dtype))
                 self._model = model = replace(model, spool=spool)

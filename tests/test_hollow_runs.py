@@ -15,6 +15,7 @@ from test_streaming import inputs_of, open_reduced, randomize, reduced_models_go
 import sopt
 from sopt import InputError
 from sopt.cache import build_cache
+from sopt.codes.files import save_int8_model
 from sopt.config import TrainConfig
 from sopt.data import load_pictures
 from sopt.hollow.cuts import cut_of
@@ -71,6 +72,19 @@ def test_a_streamed_run_has_the_losses_and_the_bytes_of_a_resident_one(settings,
     assert {entry["branch"] for entry in resident.history} == {"bp", "zo"}
     assert losses(streamed) == losses(resident)
     assert streamed.adapter.read_bytes() == resident.adapter.read_bytes()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("more", [{}, {"hollow": "a10"}], ids=["whole", "hollow"])
+def test_an_int8_file_is_streamed_as_it_is(settings, micro_model, tmp_path, more):
+    """A model of int8 weights, and the float one that it was made of: the same run."""
+    save_int8_model(tmp_path / "int8", micro_model, {})
+    settings |= {"weights": "int8", "vae_tiles": True, **more}
+    whole = sopt.train(**settings)
+    settings |= {"model": str(tmp_path / "int8"), "offload": "stream"}
+    streamed = sopt.train(**settings | {"output": str(tmp_path / "s")})
+    assert losses(streamed) == losses(whole)
+    assert streamed.adapter.read_bytes() == whole.adapter.read_bytes()
 
 
 def test_a_streamed_run_takes_less_memory_and_a_plan_says_how_much(settings):

@@ -87,7 +87,7 @@ class QuantizedFile:
     """Reads single weights of a network from a file of :func:`save_quantized`.
 
     Args:
-        network: Names and shapes that are wanted, with float layers; on the meta device.
+        network: Names and shapes that are wanted, with float or int8 layers; on the meta device.
         path: The file.
 
     Raises:
@@ -102,15 +102,15 @@ class QuantizedFile:
                 raise InputError(f"{path} is of another model: {name} must have the shape {shape}")
 
     def read(self, name: str, out: Tensor, row: int | None = None) -> None:
-        """As :meth:`sopt.models.model.Source.read`, of what is not on int8 codes.
+        """As :meth:`sopt.models.model.Source.read`.
 
         Raises:
-            InputError: The weight is.
+            InputError: ``name`` is the float weight of a layer that is on int8 codes here.
         """
         if name not in self._tensors.shapes:
             raise InputError(
-                f"{self._path} has int8 weights, which hollow and offload='stream' cannot use: "
-                "take the float model that it was made of"
+                f"{self._path} has int8 weights: set weights to int8, or take the float model that "
+                "it was made of"
             )
         value = self._tensors.read(name)
         out.copy_(value if row is None else value[row])
@@ -122,8 +122,8 @@ class QuantizedFile:
 
 
 def _stored_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """What the file of a network holds, which is on the meta device with float layers."""
-    shapes = {name: tuple(weight.shape) for name, weight in network.named_parameters()}
+    """What the file of a network holds, which is on the meta device."""
+    shapes = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
     for layer, owner in quantizable_layers(network).items():
         shapes[f"{layer}.codes"] = tuple(owner.weight.movedim(1, -1).shape)
         shapes[f"{layer}.scales"] = shapes.pop(f"{layer}.weight")[:1]
