@@ -85,6 +85,14 @@ def test_an_int8_file_is_streamed_as_it_is(settings, micro_model, tmp_path, more
     streamed = sopt.train(**settings | {"output": str(tmp_path / "s")})
     assert losses(streamed) == losses(whole)
     assert streamed.adapter.read_bytes() == whole.adapter.read_bytes()
+    drawn = [
+        sopt.generate(
+            settings["model"], streamed.adapter, prompt="a dog", steps=1, offload=offload,
+            low_memory=True,
+        )[0].tobytes()
+        for offload in ("none", "stream")
+    ]  # fmt: skip
+    assert drawn[0] == drawn[1]
 
 
 def test_a_streamed_run_takes_less_memory_and_a_plan_says_how_much(settings):

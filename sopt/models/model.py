@@ -130,15 +130,19 @@ class Model:
             InputError: A file is missing or damaged, or a weight is NaN or infinite.
         """
         return_freed_memory()  # of the component before
-        int8 = None
-        if component == "unet" and self.int8:
-            dtype = Int8Storage(float_dtype(dtype))  # what is int8 stays so
+        int8, dtype = None, self.storage(component, dtype)
         if isinstance(dtype, Int8Storage):
             int8, dtype = dtype.activations(component), dtype.dtype
         network = self.weights.load(component, dtype, dropped, int8)
         tensors = (*network.parameters(), *network.buffers())
         here = all(x.device == torch.device(device) for x in tensors)
         return network if here else network.to(device)  # simulated ones are where they are
+
+    def storage(self, component: str, wanted: Storage) -> Storage:
+        """How a component is in memory: what is stored on int8 weights stays so."""
+        if component == "unet" and self.int8:
+            return Int8Storage(float_dtype(wanted))
+        return wanted
 
     def skeleton(
         self, component: str, dropped: Sequence[str] = (), dtype: Storage = torch.float32

@@ -44,7 +44,7 @@ def open_network(
         stream: Weights stay in the file, else all that is left is loaded.
         checkpointing: As for :class:`UnitNetwork`; a streamed network always does.
     """
-    units = units_of(model)
+    units, dtype = units_of(model), model.storage("unet", dtype)
     dropped = [path for i in hole for path in units[i].modules]
     unet = model.skeleton("unet", dropped, dtype)
     source = model.source("unet", unet)
