@@ -6,8 +6,9 @@ Two accountings. The paper's, as reconstructed from its table (arXiv 2411.01179)
 in float32 at 512 pixels with AdamW and batch 1, no checkpointing, the U-Net alone in memory; the
 peaks of full fine-tuning, LoRA of rank 128 and of rank 1, and of the same LoRA on what the cut a8
 leaves, beside that of a forward pass. "plain" is autograd as it is, "ours" has frozen convolutions
-that keep no inputs and gated layers that keep one tensor. And ours: all phases of a run whose
-weights are read from the file, from ``sopt.plan``.
+that keep no inputs and gated layers that keep one tensor. And ours: all phases of selective runs
+with a part of the network in memory, from ``sopt.plan``. ``python -m bench.hollow_page`` puts both
+into docs/hollow.md.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 import sopt
 from sopt.files import write_json
@@ -33,6 +35,8 @@ from sopt.steps.backprop import backprop_step
 from sopt.steps.loss import Sample, diffusion_loss
 from sopt.streaming import open_network
 
+from .generated import RESULTS
+
 SIDE = 512  # pixels; 1024 for the models that are told sizes
 MODELS = ("sd21-base", "sd15", "sdxl", "ssd1b")
 # GiB for SD2.1, and over inference.
@@ -43,7 +47,13 @@ PAPER = {
     "hollowed a8 r=128": (3.88, 11),
     "inference": (3.49, 0),
 }
-STREAMED = {"sd15": 320, "sdxl": 600}  # MiB: what a whole run is to stay below
+# Of whole runs, beside method="selective": r = 0.5, the model's own size.
+RUNS: dict[str, dict[str, Any]] = {
+    "streamed bfloat16": {"offload": "stream", "weights": "bfloat16"},
+    "streamed int8": {"offload": "stream", "weights": "int8"},
+    "int8 and hollow a8": {"hollow": "a8", "weights": "int8", "checkpointing": True},
+}
+PHASES = ("load", "cache", "precompute", "train-zo", "train-bp", "sample")
 MIB = 2**20
 
 
@@ -122,48 +132,48 @@ def rows_of(family: str) -> dict[str, Any]:
     return found
 
 
-def streamed_of(family: str) -> dict[str, Any]:
-    """Bytes of each phase of a selective run with streamed bfloat16 weights."""
-    (row,) = sopt.plan(f"random:{family}", method="selective", offload="stream", weights="bfloat16")
-    return {"model": family, "phases": row.phases, "peak": row.peak_bytes}
+def runs_of(family: str) -> dict[str, Any]:
+    """Bytes of each phase of selective runs with less than the whole network in memory."""
+    found = {}
+    for name, settings in RUNS.items():
+        (row,) = sopt.plan(f"random:{family}", method="selective", **settings)
+        found[name] = {"phases": row.phases, "peak": row.peak_bytes}
+    return found
 
 
 def report(results: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    lines = ["| model, accounting | " + " | ".join(PAPER) + " |", "|" + "---|" * (len(PAPER) + 1)]
+    steps = ["| model, accounting | " + " | ".join(PAPER) + " |", "|" + "---|" * (len(PAPER) + 1)]
     cells = [f"{gib:.2f} GiB, +{more} %" for gib, more in PAPER.values()]
-    lines.append(f"| SD2.1, paper | {' | '.join(cells)} |")
-    for found in results["hollowed"].values():
+    steps.append(f"| SD2.1, paper | {' | '.join(cells)} |")
+    runs = ["| model | run | " + " | ".join(PHASES) + " | peak |", "|---" * (len(PHASES) + 3) + "|"]
+    for family, found in results.items():
         for name in ("plain", "ours"):
             base = found[name]["inference"]
             cells = [
                 f"{found[name][key] / 2**30:.2f} GiB, +{100 * (found[name][key] / base - 1):.1f} %"
                 for key in PAPER
             ]
-            lines.append(f"| {found['model']}, {name} | {' | '.join(cells)} |")
-    lines += ["", "| streamed | phases, MiB | peak, MiB | to reach |", "|---|---|---|---|"]
-    for found in results["streamed"].values():
-        phases = ", ".join(f"{phase} {size / MIB:.0f}" for phase, size in found["phases"].items())
-        goal = STREAMED.get(found["model"], "-")
-        lines.append(f"| {found['model']} | {phases} | {found['peak'] / MIB:.0f} | {goal} |")
-    return "\n".join(lines)
+            steps.append(f"| {family}, {name} | {' | '.join(cells)} |")
+        for name, run in found["runs"].items():
+            sizes = [run["phases"].get(phase) for phase in PHASES]
+            cells = ["-" if x is None else f"{x / MIB:.0f}" for x in (*sizes, run["peak"])]
+            runs.append(f"| {family} | {name} | {' | '.join(cells)} |")
+    return "\n".join([*steps, "", "Whole runs, MiB:", "", *runs]) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--json", type=Path, default=Path("bench/results/hollow_table.json"))
+    parser.add_argument("--json", type=Path, default=RESULTS / "hollow_table.json")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"hollowed": {}, "streamed": {}}
+    results: dict[str, Any] = {}
     if arguments.json.exists():
         results = json.loads(arguments.json.read_text())
-    for family in arguments.models:
-        results["streamed"][family] = streamed_of(family)
+    for family in tqdm(arguments.models, desc="models"):
+        results[family] = rows_of(family) | {"runs": runs_of(family)}
         write_json(arguments.json, results)
-        print(report(results), flush=True)
-        results["hollowed"][family] = rows_of(family)
-        write_json(arguments.json, results)
-        print(report(results), flush=True)
+    print(report(results))
 
 
 if __name__ == "__main__":

@@ -114,6 +114,7 @@ def build_cache(
     captions: bool = True,
     stream: bool = False,
     tiled: bool = False,
+    half: bool = False,
 ) -> Cache:
     """Encode the captions, then the pictures at each side; no encoder stays in memory.
 
@@ -122,12 +123,13 @@ def build_cache(
         dtype: Of the text encoders' weights. The VAE's are float32: SDXL's overflows in float16,
             and in bfloat16 its latents are off by more than a photo's noise.
         stream: The text encoders' weights stay in their files.
-        tiled: The VAE sees pictures in overlapping tiles, and in bfloat16 if ``dtype`` has 16 bits.
+        tiled: The VAE sees pictures in overlapping tiles.
+        half: It does so in bfloat16, if ``dtype`` has 16 bits.
     """
     texts = dict.fromkeys(picture.caption for picture in pictures) if captions else {}
     load = open_text_encoder if stream else Model.load
     prompts = encode_prompts(model, list(texts), dtype, memory, load) if texts else {}
-    vae_dtype = torch.bfloat16 if tiled and float_dtype(dtype).itemsize == 2 else torch.float32
+    vae_dtype = torch.bfloat16 if half and float_dtype(dtype).itemsize == 2 else torch.float32
     encoded = _encode_pictures(model, pictures, sides, memory, vae_dtype, tiled)
     return Cache(pictures, prompts, encoded)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ SAFETENSORS_DTYPES = {
 }
 
 _COPIED = 1 << 22  # bytes at a time
+_GATHERED = 1 << 20  # bytes, at most, of small pieces that are written together
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -54,7 +55,7 @@ def write_pieces(path: str | Path, pieces: Iterable[bytes | memoryview]) -> None
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
-            for piece in pieces:
+            for piece in _gathered(pieces):
                 write_all(descriptor, piece)
             os.fsync(descriptor)
         finally:
@@ -64,6 +65,22 @@ def write_pieces(path: str | Path, pieces: Iterable[bytes | memoryview]) -> None
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _gathered(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The same bytes, small pieces of which are together: a write for each tensor of an adapter
+    would be hundreds."""
+    small = bytearray()
+    for piece in pieces:
+        if len(small) + len(piece) > _GATHERED and small:
+            yield bytes(small)
+            small.clear()
+        if len(piece) > _GATHERED:
+            yield piece
+        else:
+            small += piece
+    if small:
+        yield bytes(small)
 
 
 def copy_file(source: str | Path, path: str | Path) -> None:

@@ -57,8 +57,8 @@ class LeanSettings:
         default=None,
         metadata=_help(
             "true has the VAE see the pictures in tiles of 256 pixels, and in bfloat16 where the "
-            "weights have 16 bits: less memory, and latents that differ a little; "
-            "if not given, true for offload=stream, for a hollow and for weights=int8"
+            "weights have 16 bits: less memory, and latents that differ a little; if not given, "
+            "true for offload=stream and for a hollow, and with weights=int8 tiles in float32"
         ),
     )
 
@@ -67,6 +67,11 @@ class LeanSettings:
         """Whether text encoders and the sampling U-Net are read piece by piece: with offload, and
         with a hollow, whose steps take less than they do as a whole."""
         return self.offload == "stream" or self.hollow is not None
+
+    @property
+    def tiled(self) -> bool:
+        """Whether the VAE sees pictures in tiles, once ``vae_tiles`` is settled."""
+        return self.vae_tiles is not False
 
 
 def check_lean_settings(settings: Mapping[str, Any]) -> None:
@@ -81,6 +86,11 @@ def check_lean_settings(settings: Mapping[str, Any]) -> None:
                 f"{name}={settings[name]!r} does not go with train='token', which computes with "
                 "the whole network in memory"
             )
+    if hollow is not None and settings.get("eps") == "auto":
+        raise InputError(
+            "eps='auto' does not go with hollow, which stores the activations of the steps' own "
+            "samples alone: give a size"
+        )
     if streams and settings.get("checkpointing") is False:
         raise InputError(
             "checkpointing=False does not go with offload='stream', which reads a part of the "

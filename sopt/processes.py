@@ -43,6 +43,8 @@ def check_processes(config: TrainConfig, world_size: int) -> None:
     several = f"does not go with {world_size} processes"
     if config.train != "lora":
         raise InputError(f"train={config.train!r} {several}, which train a LoRA together")
+    if config.eps == "auto":
+        raise InputError(f"eps='auto' {several}: have one process choose it, and give its size")
     if config.hollow is not None:
         raise InputError(
             f"hollow={config.hollow!r} {several}: activations are stored for the samples of one"

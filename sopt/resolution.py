@@ -44,16 +44,16 @@ def resolve(config: TrainConfig, model: Model) -> TrainConfig:
     check_timesteps(config.min_timestep, last, model.num_train_timesteps)
     if config.subspace and config.schedule != 0.0:
         check_tau(config.tau, {e: model.configs[e]["hidden_size"] for e in model.kind.tokenizers})
-    tiled = config.vae_tiles
-    if tiled is None:  # where else the VAE would take more than the steps
-        tiled = config.lean or weights == INT8
+    tiles = config.vae_tiles
+    if tiles is None and (config.lean or weights != INT8):
+        tiles = config.lean  # with int8 it stays None: where else the VAE takes more than the steps
     config = replace(
         config,
         device=device,
         resolution=resolution,
         weights=weights,
         max_timestep=last,
-        vae_tiles=tiled,
+        vae_tiles=tiles,
     )
     if config.hollow is not None:
         config = replace(

@@ -169,10 +169,12 @@ def _optimize(
     start = 0
     if processes.writes:
         folder.lock()  # the first trace of the run: what could be wrong was checked
-    previous = folder.previous(identity, config.resume)  # again: nobody writes any more
+    with memory.phase("load"):
+        previous = folder.previous(identity, config.resume)  # again: nobody writes any more
+        if previous is not None:
+            previous.restore(adapter, optimizer, weights)
+            training.load_state(previous.steps)
     if previous is not None:
-        previous.restore(adapter, optimizer, weights)
-        training.load_state(previous.steps)
         start, skipped = previous.step, dict(previous.skipped)
         logger.info("continuing the run in %s after step %d", folder.path, start)
         memory.peaks |= {k: max(v, memory.peaks.get(k, 0)) for k, v in previous.peaks.items()}
@@ -180,8 +182,7 @@ def _optimize(
     if config.eps == AUTO and config.schedule != 0.0:
         with memory.phase("train-zo"):
             training.settle_eps()
-    same = identity | {"weights": weights, "chosen_eps": training.eps}
-    processes.begin(start, same, backprop=config.schedule != 1.0)
+    processes.begin(start, identity | {"weights": weights}, backprop=config.schedule != 1.0)
     processes.compare(start, adapter)
     writes = processes.writes
     if writes:

@@ -186,10 +186,16 @@ class UnetTraining(Training):
     """Something in the U-Net; prompts are encoded once, and the text encoders go."""
 
     def _build_cache(self, pictures: Sequence[Picture], dtype: Storage) -> Cache:
-        config, tiled = self._config, bool(self._config.vae_tiles)
-        at, stream = sides(config), config.lean
+        config = self._config
         return build_cache(
-            self._model, pictures, at, dtype, self._memory, stream=stream, tiled=tiled
+            self._model,
+            pictures,
+            sides(config),
+            dtype,
+            self._memory,
+            stream=config.lean,
+            tiled=config.tiled,
+            half=bool(config.vae_tiles),
         )
 
     def draw(self, step: int, timestep: int, side: int, share: int = 0) -> Sample:

@@ -18,12 +18,19 @@ N = 4096
 DELTA = 1e-3  # the deviation of a loss's rounding
 
 
+def exact():
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(N, generator=generator, dtype=torch.float64)
+
+
 def noisy_slopes(eps):
     """Of standard normal slopes, by central differences of losses with an error each."""
-    generator = torch.Generator().manual_seed(3)
-    exact = torch.randn(N, generator=generator, dtype=torch.float64)
-    error = torch.randn(N, 2, dtype=torch.float64) * DELTA
-    return exact + (error[:, 0] - error[:, 1]) / (2 * eps)
+    generator = torch.Generator()
+    error = torch.randn(
+        N, 2, generator=generator.manual_seed(round(1e6 * eps)), dtype=torch.float64
+    )
+    error *= DELTA
+    return exact() + (error[:, 0] - error[:, 1]) / (2 * eps)
 
 
 @pytest.mark.parametrize("eps", [1e-3, 3e-3, 1e-2])
@@ -36,7 +43,7 @@ def test_noise_and_signal_are_found_apart(eps):
 
 
 def test_nothing_but_noise_has_no_signal():
-    floor = measure_noise(lambda eps: torch.randn(N) / eps, 1e-3)
+    floor = measure_noise(lambda eps: noisy_slopes(eps) - exact(), 1e-3)
     assert floor.ratio > 3
 
 
@@ -45,7 +52,7 @@ def test_the_smallest_size_that_stands_out_is_chosen():
     chosen, measured = choose_eps(noisy_slopes)
     assert chosen.eps == LADDER[1] == measured[-1].eps
     assert measured[0].ratio > ALLOWED >= chosen.ratio
-    chosen, measured = choose_eps(lambda eps: torch.randn(N) * 1e-3 / eps)
+    chosen, measured = choose_eps(lambda eps: noisy_slopes(eps) - exact())
     assert len(measured) == len(LADDER)
     assert chosen.ratio == min(floor.ratio for floor in measured)
 
@@ -104,6 +111,11 @@ def test_a_run_that_goes_on_does_not_measure_again(settings, monkeypatch):
             sopt.train(**settings)
     monkeypatch.setattr("sopt.training.choose_eps", fail)
     assert sopt.train(**settings).adapter.read_bytes() == whole.adapter.read_bytes()
+
+
+def test_a_hollow_has_no_samples_to_measure_on(settings):
+    with pytest.raises(InputError, match="eps='auto' does not go with hollow"):
+        sopt.train(**settings | {"eps": "auto", "hollow": "a10"})
 
 
 @pytest.mark.parametrize("eps", ["automatic", "0", 0.0, -1e-3, math.nan])

@@ -310,6 +310,7 @@ def test_an_error_in_one_process_ends_the_waiting_of_the_others():
 @pytest.mark.parametrize("bad, message", [
     ({"num_perturbations": 3}, r"num_perturbations must be in \[4, 65536\] with 4 .* got 3"),
     ({"hollow": "a8"}, "hollow='a8' does not go with 4 processes"),
+    ({"eps": "auto"}, "eps='auto' does not go with 4 processes"),
     ({"train": "token", "prompt": "a <d>", "token": "<d>", "initializer": "d", "tau": 2},
      "train='token' does not go with 4 processes"),
 ])  # fmt: skip

@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..files import save_tensors
 from ..quantization import Int8Weight, quantizable_layers, quantize_weight
 from .model import Source
+from .quantized import rows_of
 from .weights import SafetensorsFile, materialize, stored_tensors
 
 
@@ -113,7 +114,7 @@ class QuantizedFile:
                 "it was made of"
             )
         value = self._tensors.read(name)
-        out.copy_(value if row is None else value[row])
+        out.copy_(value if row is None else rows_of(value, out, row))
 
     def int8(self, layer: str) -> Int8Weight:
         """The weight of a layer."""

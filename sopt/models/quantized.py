@@ -126,7 +126,8 @@ class Spool:
         if name in self._offsets:
             offset = self._offsets[name]
             while raw:
-                count = os.preadv(self._file.fileno(), [raw], offset)
+                if not (count := os.preadv(self._file.fileno(), [raw], offset)):
+                    raise InputError(f"the int8 weights in {self._folder} were cut off by others")
                 raw, offset = raw[count:], offset + count
             return
         source.read(name, out)

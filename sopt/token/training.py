@@ -34,9 +34,16 @@ class TokenTraining(Training):
     """
 
     def _build_cache(self, pictures: Sequence[Picture], dtype: Storage) -> Cache:
-        at, tiled = sides(self._config), bool(self._config.vae_tiles)
+        config = self._config
         return build_cache(
-            self._model, pictures, at, dtype, self._memory, captions=False, tiled=tiled
+            self._model,
+            pictures,
+            sides(config),
+            dtype,
+            self._memory,
+            captions=False,
+            tiled=config.tiled,
+            half=bool(config.vae_tiles),
         )
 
     def _insert(self, unet: Any, dtype: Storage) -> dict[str, Tensor]:
