@@ -151,7 +151,7 @@ def report(results: dict[str, Any]) -> str:
         for name in ("plain", "ours"):
             base = found[name]["inference"]
             cells = [
-                f"{found[name][key] / 2**30:.2f} GiB, +{100 * (found[name][key] / base - 1):.1f} %"
+                f"{found[name][key] / 2**30:.2f} GiB, {100 * (found[name][key] / base - 1):+.1f} %"
                 for key in PAPER
             ]
             steps.append(f"| {family}, {name} | {' | '.join(cells)} |")
