@@ -31,6 +31,7 @@ from .optim.tensors import digest
 # one perturbation take at 1024 pixels on two cores, by which some are ahead of the others.
 TIMEOUT = 600.0
 AVERAGE_TIMEOUT = timedelta(minutes=30)  # in which all come to a backprop step
+LINGER = timedelta(seconds=3)  # that process 0 waits for the others to read what its error was
 MOST_PERTURBATIONS = 2**16  # that the exchange can number
 
 _runs = itertools.count()  # of this process; every process does the same ones in the same order
@@ -226,13 +227,22 @@ class Processes:
         # After a Ctrl-C all stop by themselves, and must not fail before they have.
         if self._store is not None and isinstance(error, Exception):
             text = f"{self.rank}, {type(error).__name__}: {error}"
+            self._group = None  # closed, which ends the waiting of who averages gradients
             with contextlib.suppress(torch.distributed.DistError):  # gone, with who served it
                 self._store.compare_set("failed", "", text)
+                self._store.set(f"ended/{self.rank}", "")
+                if self.rank == 0:  # which may serve the store: the others read the reason there
+                    ends = [f"ended/{rank}" for rank in range(self.world_size)]
+                    self._store.wait(ends, LINGER)
 
     def _raise_if_failed(self) -> None:
         assert self._store is not None
-        if self._store.check(["failed"]):
-            raise RuntimeError(f"stopped with process {self._store.get('failed').decode()}")
+        try:
+            failed = self._store.check(["failed"]) and self._store.get("failed").decode()
+        except torch.distributed.DistNetworkError as error:
+            raise RuntimeError("the process that serves the others is gone") from error
+        if failed:
+            raise RuntimeError(f"stopped with process {failed}")
 
     def _wait_for(self, key: str) -> bytes:
         assert self._store is not None
