@@ -62,6 +62,8 @@ class Training(ABC):
         processes: That train together; this one alone, if not given.
     """
 
+    _text_is_frozen: bool  #: whether prompts are encoded once, before the steps
+
     def __init__(
         self,
         config: TrainConfig,
@@ -90,8 +92,19 @@ class Training(ABC):
         self.eps = LADDER[0] if config.eps == AUTO else float(config.eps)
         self._settled = config.eps != AUTO
 
-    @abstractmethod
-    def _build_cache(self, pictures: Sequence[Picture], dtype: Storage) -> Cache: ...
+    def _build_cache(self, pictures: Sequence[Picture], dtype: Storage) -> Cache:
+        config = self._config
+        return build_cache(
+            self._model,
+            pictures,
+            sides(config),
+            dtype,
+            self._memory,
+            captions=self._text_is_frozen,
+            stream=config.lean,
+            tiled=config.tiled,
+            half=bool(config.vae_tiles),
+        )
 
     def _open(self, dtype: Storage) -> tuple[Any, Any]:
         """The U-Net, and what is called in its place: itself, or what runs it unit by unit."""
@@ -185,18 +198,7 @@ class Training(ABC):
 class UnetTraining(Training):
     """Something in the U-Net; prompts are encoded once, and the text encoders go."""
 
-    def _build_cache(self, pictures: Sequence[Picture], dtype: Storage) -> Cache:
-        config = self._config
-        return build_cache(
-            self._model,
-            pictures,
-            sides(config),
-            dtype,
-            self._memory,
-            stream=config.lean,
-            tiled=config.tiled,
-            half=bool(config.vae_tiles),
-        )
+    _text_is_frozen = True
 
     def draw(self, step: int, timestep: int, side: int, share: int = 0) -> Sample:
         """What the loss of a step is computed on, at one side in pixels."""

@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments: continued, each must end with the unbroken bytes.
+"""Runs that are killed: continued, each must end with the unbroken bytes.
 
 As a program it imports everything once and forks a child for each run, so a run takes a second.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
@@ -49,6 +50,36 @@ def killed_runs(
         check=True,
     )
     return json.loads(done.stdout)
+
+
+def kill_at_loss(settings: dict[str, Any], loss: str, number: int) -> None:
+    """Train in another process, and kill it when it calls ``loss``, a function by the path that
+    the run calls it by, for the ``number``-th time."""
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, loss, str(number), json.dumps(settings)],
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+        cwd=Path(__file__).parent.parent,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
+_KILLED = """
+import importlib, json, os, signal, sys
+import sopt
+path, number, settings = sys.argv[1:]
+module, _, name = path.rpartition(".")
+module, calls = importlib.import_module(module), []
+losses = getattr(module, name)
+def killed(*arguments, **options):
+    calls.append(1)
+    if len(calls) == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return losses(*arguments, **options)
+setattr(module, name, killed)
+sopt.train(**json.loads(settings))
+"""
 
 
 def _kill_until(

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from killer import kill_at_loss
 from pipelines import act_at_loss, crash
 
 import sopt
@@ -60,32 +54,11 @@ def test_a_crashed_run_continues_to_the_same_bits(settings, tmp_path, monkeypatc
     assert sopt.train(**settings).adapter == run.adapter  # finished: returned as it is
 
 
-KILLED = """
-import json, os, signal, sys
-import sopt, sopt.training as training
-losses, calls = training.diffusion_loss, []
-def killed(*arguments, **options):
-    calls.append(1)
-    if len(calls) == 15:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return losses(*arguments, **options)
-training.diffusion_loss = killed
-sopt.train(**json.loads(sys.argv[1]))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_killed_run_continues_to_the_same_bytes(settings, tmp_path):
     settings |= {"samples": False}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, json.dumps(settings)],
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
-        cwd=Path(__file__).parent.parent,
-        stderr=subprocess.DEVNULL,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL
+    kill_at_loss(settings, "sopt.training.diffusion_loss", 15)
     run = sopt.train(**settings)
     whole = sopt.train(**settings | {"output": str(tmp_path / "whole")})
     assert results(run) == results(whole)

@@ -1,14 +1,10 @@
 """Whole runs that train a token: both kinds of step, killed and continued, planned, drawn."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from killer import kill_at_loss
 from pipelines import FAMILY_RESOLUTION, crash, save_family_pipeline
 
 import sopt
@@ -88,32 +84,11 @@ def test_a_crashed_run_continues_to_the_same_bits(settings, tmp_path, monkeypatc
     assert sopt.train(**settings).adapter == run.adapter  # finished: returned as it is
 
 
-KILLED = """
-import json, os, signal, sys
-import sopt, sopt.token.training as training
-losses, calls = training.diffusion_losses, []
-def killed(*arguments, **options):
-    calls.append(1)
-    if len(calls) == 8:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return losses(*arguments, **options)
-training.diffusion_losses = killed
-sopt.train(**json.loads(sys.argv[1]))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_killed_run_continues_to_the_same_bytes(settings, tmp_path):
     settings |= {"method": "textual-inversion", "samples": False}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, json.dumps(settings)],
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
-        cwd=Path(__file__).parent.parent,
-        stderr=subprocess.DEVNULL,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL
+    kill_at_loss(settings, "sopt.token.training.diffusion_losses", 8)
     run = sopt.train(**settings)
     whole = sopt.train(**settings | {"output": str(tmp_path / "whole")})
     assert token_bytes(run) == token_bytes(whole)

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,21 +30,15 @@ HERE = Path(__file__).parent
 
 def together(world, call):
     """What ``call(Processes)`` gives, or raises, in each of ``world`` threads."""
-    store, answers = torch.distributed.HashStore(), {}
+    store = torch.distributed.HashStore()
 
     def run(rank):
-        try:
-            with Processes(store, rank, world) as processes:
-                answers[rank] = call(processes)
-        except Exception as error:  # noqa: BLE001  for the test to look at
-            answers[rank] = error
+        with Processes(store, rank, world) as processes:
+            return call(processes)
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [answers[rank] for rank in range(world)]
+    with ThreadPoolExecutor(world) as threads:
+        futures = [threads.submit(run, rank) for rank in range(world)]
+    return [future.exception() or future.result() for future in futures]
 
 
 @pytest.fixture(scope="module")

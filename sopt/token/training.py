@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import Cache, build_cache
 from ..checkpoint import fingerprint, optimizer_state, restore_optimizer
-from ..data import Picture
 from ..models.storage import Storage
-from ..steps.forward_gradient import Losses, forward_gradient
+from ..steps.forward_gradient import ForwardGradient, forward_gradient
 from ..steps.loss import Loss, diffusion_loss, diffusion_losses
-from ..training import Training, sides, skipped
+from ..training import Training, skipped
 from .subspace import SubspaceGradient
 from .text import TokenText
 from .words import learn_word
@@ -33,18 +31,7 @@ class TokenTraining(Training):
         Gal et al., "An image is worth one word", ICLR 2023; ZOODiP, arXiv 2503.14868.
     """
 
-    def _build_cache(self, pictures: Sequence[Picture], dtype: Storage) -> Cache:
-        config = self._config
-        return build_cache(
-            self._model,
-            pictures,
-            sides(config),
-            dtype,
-            self._memory,
-            captions=False,
-            tiled=config.tiled,
-            half=bool(config.vae_tiles),
-        )
+    _text_is_frozen = False
 
     def _insert(self, unet: Any, dtype: Storage) -> dict[str, Tensor]:
         config, device = self._config, self._memory.device
@@ -84,18 +71,7 @@ class TokenTraining(Training):
         return outcome
 
     def zeroth_order(self, step: int, timestep: int) -> dict[str, Any]:
-        config = self._config
-        assert config.resolution is not None
-        losses = self._candidate_losses(step, timestep)
-        estimate = forward_gradient(
-            self.adapter,
-            losses,
-            self._directions(step),
-            eps=self.eps,
-            estimator=config.estimator,
-            noise=config.noise,
-            batch=config.perturbation_batch,
-        )
+        estimate = self._estimate(step, timestep, self._directions(step), self.eps)
         if estimate is None:
             return skipped()
         self._step_along(estimate.gradient)
@@ -106,7 +82,9 @@ class TokenTraining(Training):
             "coefficients": estimate.coefficients,
         }
 
-    def _candidate_losses(self, step: int, timestep: int) -> Losses:
+    def _estimate(
+        self, step: int, timestep: int, seeds: Sequence[int], eps: float
+    ) -> ForwardGradient | None:
         config = self._config
         assert config.resolution is not None
         drawn = self._cache.draw_subject(config.seed, step, timestep, config.resolution)
@@ -115,19 +93,18 @@ class TokenTraining(Training):
             sample = drawn.sample(self._text.encode(drawn.caption, candidates))
             return diffusion_losses(self._unet, self._scheduler, sample, min_snr=config.min_snr)
 
-        return losses
-
-    def _slopes(self, step: int, timestep: int, seeds: Sequence[int], eps: float) -> Tensor:
-        config = self._config
-        estimate = forward_gradient(
+        return forward_gradient(
             self.adapter,
-            self._candidate_losses(step, timestep),
+            losses,
             seeds,
             eps=eps,
             estimator=config.estimator,
             noise=config.noise,
             batch=config.perturbation_batch,
         )
+
+    def _slopes(self, step: int, timestep: int, seeds: Sequence[int], eps: float) -> Tensor:
+        estimate = self._estimate(step, timestep, seeds, eps)
         if estimate is None:
             return torch.full((len(seeds),), torch.nan)
         return torch.tensor(estimate.coefficients) * len(seeds)
