@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from sopt_kernels import add_low_rank_, attention_forward
 
+from ..memory import mapped_weights
+
 
 class ForwardAttention(AttnProcessor2_0):
     """As :class:`AttnProcessor2_0`, by ``attention_forward`` where no gradient is wanted."""
@@ -75,6 +77,7 @@ def _is_plain_forward(x: Tensor) -> bool:
     return not torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype == torch.bfloat16
 
 
+@mapped_weights()
 def speed_up_forwards(unet: Any) -> None:
     """Have attention, LoRA layers and convolutions take the fast way where there is one, in place.
 
