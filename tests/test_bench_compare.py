@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("pytest_benchmark", reason="benchmarks need pytest-benchmark")
+import bench
 from bench import compare
 
 OLD = {"a": {"x mezo": 10.0, "of stream": 0.8}, "b": {"x mezo": 20.0}}
@@ -44,3 +48,11 @@ def test_noise_that_goes_away_is_no_loss():
     best = compare.best_of(OLD, first, lambda names: next(runs))
     assert best == {"a": {"x mezo": 11.0, "of stream": 0.9}}
     assert not compare.lost(OLD, best)
+
+
+MODULES = sorted(file.stem for file in Path(bench.__path__[0]).glob("*.py"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_a_measurement_imports_is_there(name):
+    importlib.import_module(f"bench.{name}")
