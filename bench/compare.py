@@ -5,7 +5,8 @@ for the same processor and instruction-set level, ``bench/baseline/<level>-<proc
 where one has lost more than a fifth, each of three times: the best counts, as what else runs on
 the machine can only make a ratio look worse. ``--update`` measures three times too and writes the
 least of each ratio into that file: MeZO's way, which ratios are to, took a fifth less time in one
-of two runs of the same code. On a processor that has no such file there is nothing to compare with, which is no failure.
+of two runs of the same code. On a processor that has no such file there is nothing to compare with,
+which is no failure.
 """
 
 from __future__ import annotations
