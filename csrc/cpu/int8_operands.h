@@ -4,6 +4,7 @@
 //   Reals: codes are converted, sums are float32; pairs of bfloat16 where AVX512_BF16 is.
 #pragma once
 #include "attention_math.h"
+#include "kernels.h"
 
 namespace sopt {
 namespace {
@@ -55,7 +56,7 @@ struct IntegerSingles : IntegerWords<P, 1, int32_t> {
   using typename IntegerWords<P, 1, int32_t>::Words;
   SOPT_INLINE Sum dot(Words a, Words b, Sum c) { return (Sum)a * (Sum)b + c; }
   SOPT_INLINE void store_codes(int32_t* to, Words x) {
-    x -= sopt::bits_of(kRounder);
+    x -= bits_of(kRounder);
     memcpy(to, &x, sizeof x);
   }
   SOPT_INLINE Words load_codes(const int8_t* from) { return (Words)P::to_int(P::load(from)); }
