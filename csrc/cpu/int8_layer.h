@@ -38,7 +38,7 @@ struct Int8Scratch {
 
 // finish(r, v, sum) for the sums, from `start` on, of the products of row r and the panel's pack v.
 // A function of its own: with more alive around its loop GCC 12 keeps columns on the stack and
-// reads them again for each product, which takes 1.3 times as long (Zen 4, 320 channels).
+// reads them again for products. Zen 4: convolutions of 3 x 3 take 0.90 to 0.96 of that time.
 template <class M, class Finish>
 [[gnu::noinline]] void multiply_rows(const typename M::Word* const* rows,
                                      const typename M::Word* panel, int64_t words,
