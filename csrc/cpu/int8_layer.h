@@ -123,10 +123,6 @@ void multiply_panel(const Int8Call& c, const Int8Scratch<M>& s, int64_t pixels, 
     if (out != nullptr) {
       T* to = out + i * outputs.channels;
       const auto* results = &outputs;
-      // Rows of results lie apart, each on a page of its own. Zen 4, 4096 x 320 to 2560: 275 to 320
-      // G/s.
-      for (int r = 0; r < R; ++r)
-        for (int v = 0; v < V; ++v) __builtin_prefetch(to + r * outputs.channels + v * L, 1);
       multiply_rows<M>(rows, s.panel, words, start, [=](int r, int v, Sum sum) SOPT_LAMBDA {
         if (r < count)
           write_result(*results, to + r * results->channels, v,
