@@ -23,7 +23,7 @@ struct Plan {
 int64_t scratch_bytes(const Int8Call& c, const Int8Body& body) {
   const int64_t word = 4, row = c.x.words * word;
   return int8_aligned((c.tile.read + 1) * c.x.pitch * word) + int8_aligned(body.columns * row) +
-         int8_aligned(c.tile.pixels * body.columns * word) +
+         int8_aligned(c.tile.totals * body.columns * word) +
          int8_aligned((c.tile.read + 1) * word) + int8_aligned(c.tile.pixels * word);
 }
 
@@ -33,7 +33,8 @@ void set_tile(Int8Call& c, int64_t height, int64_t width) {
   if (c.transposed) rows = (height + down - 2) / s + 2, columns = (width + right - 2) / s + 2;
   if (rows > c.x.image.height) rows = c.x.image.height;
   if (columns > c.x.image.width) columns = c.x.image.width;
-  c.tile = {height, width, height * width, rows * columns};
+  const int64_t pixels = height * width;
+  c.tile = {height, width, pixels, rows * columns, down * right > 1 ? pixels : 0};
 }
 
 // The largest tile within `budget`: of part of a row, or of whole rows.
