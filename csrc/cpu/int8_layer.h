@@ -4,7 +4,8 @@
 // An item of work is a tile of the result's pixels by some panels of its channels. The pixels that
 // it reads are packed once, each to a row of words; there is no matrix of patches: for each element
 // of the kernel, a list says which row each pixel of the tile reads, and a row of zeros stands for
-// what is outside. Of the codes, one panel for one element of the kernel is packed at a time.
+// what is outside. Of the codes, one panel for one element of the kernel is packed at a time,
+// where the layer is small for a part of the depth.
 #pragma once
 #include "int8_operands.h"
 #include "kernels.h"
@@ -16,15 +17,15 @@ namespace {
 template <class M>
 struct Int8Scratch {
   typename M::Word* pixels;  // (pixels read + 1, pitch): the last one is zeros
-  typename M::Word* panel;   // (words, kColumns)
+  typename M::Word* panel;   // (depth, kColumns)
   float* totals;             // (pixels of the tile, kColumns)
   float* scales;             // (pixels read + 1)
   int32_t* sources;          // (pixels of the tile): which row
 
   Int8Scratch(const Int8Call& c, uint8_t* memory) {
-    const int64_t words = c.x.words, read = c.tile.read + 1;
+    const int64_t read = c.tile.read + 1;
     pixels = take<typename M::Word>(memory, read * c.x.pitch);
-    panel = take<typename M::Word>(memory, words * M::kColumns);
+    panel = take<typename M::Word>(memory, c.x.depth * M::kColumns);
     totals = take<float>(memory, c.tile.pixels * M::kColumns);
     scales = take<float>(memory, read);
     sources = take<int32_t>(memory, c.tile.pixels);
@@ -174,13 +175,16 @@ template <class M>
     }
 }
 
-// Adds to each total the products of its pixel's row and the panel.
+// Adds to each total the products of its pixel's row, from word `begin` on, and the panel. Until
+// the last panel of their depth, sums of integers stay what they are in the place of totals.
 template <class M>
-[[gnu::noinline]] void multiply_panel(const Int8Scratch<M>& s, int64_t pixels, int64_t words,
-                                      int64_t pitch) {
+[[gnu::noinline]] void multiply_panel(const Int8Call& c, const Int8Scratch<M>& s, int64_t pixels,
+                                      int64_t begin, int64_t words) {
   using P = typename M::Pack;
   using Sum = typename M::Sum;
   constexpr int R = kTileRows<P>, V = kTilePacks, L = P::kLanes;
+  const bool resumed = M::kQuantized && begin > 0;
+  const bool unfinished = M::kQuantized && begin + words < c.x.words;
   Sum start[V] = {};
   if (M::kOffset != 0) {
     for (int64_t k = 0; k < words; ++k)
@@ -195,7 +199,7 @@ template <class M>
     SOPT_UNROLL
     for (int r = 0; r < R; ++r) {
       sources[r] = s.sources[i + r < pixels ? i + r : pixels - 1];
-      rows[r] = s.pixels + sources[r] * pitch;
+      rows[r] = s.pixels + sources[r] * c.x.pitch + begin;
     }
     Sum acc[R][V];
     SOPT_UNROLL
@@ -219,8 +223,12 @@ template <class M>
       float* totals = s.totals + (i + r) * M::kColumns;
       const auto scale = P::splat(s.scales[sources[r]]);
       SOPT_UNROLL
-      for (int v = 0; v < V; ++v)
-        P::store(totals + v * L, M::add(P::load(totals + v * L), acc[r][v], scale));
+      for (int v = 0; v < V; ++v) {
+        typename P::F total = P::load(totals + v * L);
+        if (resumed) acc[r][v] += (Sum)P::bits_of(total), total = typename P::F{};
+        total = unfinished ? P::float_of((typename P::U)acc[r][v]) : M::add(total, acc[r][v], scale);
+        P::store(totals + v * L, total);
+      }
     }
   }
 }
@@ -342,15 +350,19 @@ void int8_layer(const Int8Call& c, int64_t item, uint8_t* memory) {
     for (int64_t k = 0; k < elements; ++k) {
       list_sources(c, t, k / layer.kernel_width, k % layer.kernel_width, s);
       const int64_t row = elements * layer.inputs, columns = c.out.channels - column;
-      const int8_t* codes = layer.codes + k * layer.inputs;
-      if constexpr (M::kQuantized) {
-        pack_outputs<M>(codes + column * row, row, columns, c.x.channels, c.x.words, s.panel);
-      } else if (c.transposed) {
-        pack_inputs<M>(codes + column, row, columns, c.x.channels, c.x.words, s.panel);
-      } else {
-        pack_outputs<M>(codes + column * row, row, columns, c.x.channels, c.x.words, s.panel);
+      for (int64_t word = 0; word < c.x.words; word += c.x.depth) {
+        const int64_t words = c.x.words - word < c.x.depth ? c.x.words - word : c.x.depth;
+        const int64_t skipped = word * M::kDepth, count = c.x.channels - skipped;
+        const int8_t* codes = layer.codes + k * layer.inputs;
+        if constexpr (M::kQuantized) {
+          pack_outputs<M>(codes + column * row + skipped, row, columns, count, words, s.panel);
+        } else if (c.transposed) {
+          pack_inputs<M>(codes + skipped * row + column, row, columns, count, words, s.panel);
+        } else {
+          pack_outputs<M>(codes + column * row + skipped, row, columns, count, words, s.panel);
+        }
+        multiply_panel(c, s, pixels, word, words);
       }
-      multiply_panel(s, pixels, c.x.words, c.x.pitch);
     }
     write_panel<M, T>(c, t, column, s);
   }
