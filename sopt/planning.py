@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from .budget import Budget, process_bound, readable
+from .codes.files import rehearse_difference
+from .codes.settings import INT8_TRAINED
+from .codes.tensors import room_of
 from .config import METHODS, TrainConfig
 from .data import Picture
 from .devices import weight_storage
@@ -262,6 +266,13 @@ class _Simulation:
                 states = training.optimizer.state.values()
                 idle = sum(x.nbytes for state in states for x in state.values())
                 peaks["train-zo-alone"] = peaks["train-zo"] - idle
+            if config.train in INT8_TRAINED:
+                trained = training.trained()
+                del training
+                gc.collect()
+                with memory.phase("save"):
+                    rehearse_difference(self._model, trained, room_of(config))
+                peaks["save"] = memory.peaks["save"]
             return peaks
 
     def _sample(self, config: TrainConfig, memory: MemoryRecorder) -> None:
