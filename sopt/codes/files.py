@@ -51,10 +51,11 @@ def save_difference(file: Path, model: Model, trained: dict[str, Tensor], room: 
         base.add(layer, *weight)
         codes = trained.pop(name := f"unet.{layer}.codes")
         if not torch.equal(codes, weight.codes):
-            changed = codes != weight.codes
-            bits = np.packbits(changed.numpy(), bitorder="little")
+            changed = (codes != weight.codes).numpy()
+            bits = np.packbits(changed, bitorder="little")
             tensors[f"unet.{layer}.changed"] = torch.from_numpy(bits)
-            values = codes[changed]
+            # By numpy: torch would make four int64 indices for each value.
+            values = torch.from_numpy(codes.numpy()[changed])
             tensors[name] = codes.view(-1)[: len(values)].copy_(values)
         scales = trained.pop(name := f"unet.{layer}.scales")
         if not torch.equal(scales, weight.scales):
@@ -138,4 +139,4 @@ class Difference:
                 count = layer.codes.numel()
                 changed = torch.from_numpy(np.unpackbits(bits, count=count, bitorder="little"))
                 mask = changed.bool().to(layer.codes.device).view(layer.codes.shape)
-                layer.codes[mask] = stored.read(name).to(layer.codes.device)
+                layer.codes.masked_scatter_(mask, stored.read(name).to(layer.codes.device))
