@@ -49,11 +49,12 @@ PICTURES = 5
 SEARCH_SEED = 100
 CHOSEN: dict[str, dict[str, Any]] = {
     "codes": {
-        "steps": 40,
+        "steps": 12,
         "num_perturbations": 96,
-        "eps": 3e-3,
-        "zo_lr": 3e-3,
-        "min_timestep": 900,
+        "eps": 1e-2,
+        "zo_lr": 1.0,
+        "layers": "attn2.to_k,attn2.to_v",
+        "min_timestep": 0,
     },
     "scales": {
         "steps": 40,
@@ -63,8 +64,8 @@ CHOSEN: dict[str, dict[str, Any]] = {
         "min_timestep": 750,
     },
 }
-SEARCH_STEPS = {"codes": 4, "scales": 60}
-SEARCHED = {"codes": (3e-3, 1.2e-2, 5e-2), "scales": (3e-7, 1e-6, 3e-6)}  # zo_lr
+SEARCH_STEPS = {"codes": 12, "scales": 60}
+SEARCHED = {"codes": (0.3, 1.0, 3.0), "scales": (3e-7, 1e-6, 3e-6)}  # zo_lr
 CPU = torch.device("cpu")
 
 

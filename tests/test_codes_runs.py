@@ -92,9 +92,11 @@ def test_pictures_plan_report_and_the_next_run(settings, micro_folder, pictures)
     (row,) = sopt.plan(str(micro_folder), **known, samples=True)
     assert row.weights == "int8"
     # 5 %, and the few KiB that a real run has beside its tensors of some hundred.
-    for phase in ("cache", "train-zo", "save"):
+    for phase in ("cache", "train-zo"):
         assert abs(row.phases[phase] - run.memory[phase]) <= 0.05 * run.memory[phase] + 2**14, phase
     assert run.memory["save"] <= run.memory["train-zo"]  # no second set of codes
+    # As much as if all codes of the layer changed: 4 times those of the largest, and some rows.
+    assert 0 <= row.phases["save"] - run.memory["save"] <= 2**16
 
     with pytest.raises(InputError, match="is too small for these settings: the smallest"):
         sopt.train(**settings | {"output": settings["output"] + "b", "memory_budget": "100kB"})

@@ -39,6 +39,16 @@ def test_largest_error_against_the_same_quantized_numbers_in_float64():
     assert ((actual - expected).abs() <= 13 * 2.0**-24 * (size + bias.abs()[:, None, None])).all()
 
 
+def test_pixels_are_quantized_by_a_quotient_that_is_rounded_once():
+    """Not by 127 times a rounded reciprocal, which is another number for a third of all scales."""
+    most = torch.rand(4096, 1) + 0.5
+    halves = (torch.randint(0, 127, most.shape) + 0.5) / 127 * most  # where a last bit decides
+    q, scales = quantize_pixels(torch.cat([most, halves], 1)[None])
+    assert torch.equal(q[0, :, :1], torch.full_like(most, 127))
+    assert torch.equal(q[0, :, 1:], (halves * (127 / most.double()).float()).round())
+    assert torch.equal(scales[0], (most.double() / 127).float())
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("extreme", [127, -127])
 def test_extreme_codes_do_not_saturate(level, extreme, cpu_level):
