@@ -52,7 +52,7 @@ CHOSEN: dict[str, dict[str, Any]] = {
         "steps": 12,
         "num_perturbations": 96,
         "eps": 1e-2,
-        "zo_lr": 1.0,
+        "zo_lr": 0.5,
         "layers": "attn2.to_k,attn2.to_v",
         "min_timestep": 0,
     },

@@ -135,7 +135,10 @@ def measure(block: str) -> list[dict[str, Any]]:
 
 def report(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    lines = ["| block | weights | ms | peak, MiB | weights, MiB | error |", "|---|---|--:|--:|--:|--:|"]
+    lines = [
+        "| block | weights | ms | peak, MiB | weights, MiB | error |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
     for row in rows:
         sizes = (row["peak bytes"] / 2**20, row["weight bytes"] / 2**20)
         lines.append(

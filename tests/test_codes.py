@@ -14,7 +14,14 @@ import sopt
 from sopt import InputError
 from sopt.checkpoint import Checkpoint
 from sopt.codes.files import DIFFERENCE, Difference, save_difference, save_int8_model
-from sopt.codes.tensors import CodesFingerprint, Room, base_weights, int8_tensors, layer_of, make_room
+from sopt.codes.tensors import (
+    CodesFingerprint,
+    Room,
+    base_weights,
+    int8_tensors,
+    layer_of,
+    make_room,
+)
 from sopt.config import TrainConfig
 from sopt.files import load_tensors, save_tensors
 from sopt.memory import LiveStorage

@@ -127,7 +127,10 @@ def one_of_each() -> list[tuple[str, Layer]]:
     for layer, name in layers_of_sd15().items():
         side = 1 if layer.image[1] == 1 else 8
         width = min(layer.image[2], 77 if side == 1 else 8)
-        found[layer.codes, layer.stride] = name, layer._replace(image=(1, side, width, layer.codes[3]))
+        found[layer.codes, layer.stride] = (
+            name,
+            layer._replace(image=(1, side, width, layer.codes[3])),
+        )
     return list(found.values())
 
 

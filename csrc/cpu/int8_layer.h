@@ -226,7 +226,8 @@ template <class M>
       for (int v = 0; v < V; ++v) {
         typename P::F total = P::load(totals + v * L);
         if (resumed) acc[r][v] += (Sum)P::bits_of(total), total = typename P::F{};
-        total = unfinished ? P::float_of((typename P::U)acc[r][v]) : M::add(total, acc[r][v], scale);
+        total =
+            unfinished ? P::float_of((typename P::U)acc[r][v]) : M::add(total, acc[r][v], scale);
         P::store(totals + v * L, total);
       }
     }

@@ -70,9 +70,7 @@ def load_quantized(
     return materialize(module, lambda name, _: values.pop(name), activations, fill_int8)
 
 
-def read_int8(
-    source: Source, layer: str, weight: Tensor, largest: int = LARGEST
-) -> Int8Weight:
+def read_int8(source: Source, layer: str, weight: Tensor, largest: int = LARGEST) -> Int8Weight:
     """The weight of a layer on int8 codes: as stored, or quantized as it is read, by rows.
 
     Args:
