@@ -57,10 +57,8 @@ def inputs(model: Model, side: int, count: int) -> tuple[Tensor, Tensor, Tensor]
         pictures = load_pictures(*subject(0, Path(folder), count))
         cache = build_cache(model, pictures, [side], torch.float32, memory)
     shape = (count, *cache.encoded[side][0].mean.shape[1:])
-    clean = torch.cat([
-        moments.sample(z[None])
-        for moments, z in zip(cache.encoded[side], noise(shape, 0, stream_id("latent")), strict=True)
-    ])  # fmt: skip
+    drawn = zip(cache.encoded[side], noise(shape, 0, stream_id("latent")), strict=True)
+    clean = torch.cat([moments.sample(z[None]) for moments, z in drawn])
     timesteps = torch.tensor(evenly(range(model.num_train_timesteps), count))
     noisy = model.noise_scheduler().add_noise(clean, noise(shape, 0, stream_id("noise")), timesteps)
     (prompt,) = {picture.caption for picture in pictures}

@@ -343,7 +343,7 @@ def test_int8_models_that_will_not_do(micro_model, tmp_path, fault, message):
         ({"method": "zeroth-order", "token": "<x>"}, "token='<x>' does not go without train='tok"),
         ({"method": "zeroth-order", "headroom": 65}, r"headroom must be a whole number in \[1, 65"),
         ({"method": "zeroth-order", "zo_clip": 0}, "zo_clip must be above 0, got 0"),
-        ({"method": "zeroth-order", "layers": "to_v,"}, "layers must be 'all', or parts of layers'"),
+        ({"method": "zeroth-order", "layers": "to_v,"}, "layers must be 'all', or parts of layers"),
         ({"train": "lora", "layers": "to_v"}, "layers='to_v' does not go with train='lora'"),
         ({"method": "zeroth-order", "train": "scales", "headroom": 4}, "headroom=4 does not go wi"),
         ({"train": "lora", "zo_clip": 1.0}, "zo_clip=1.0 does not go with train='lora'"),

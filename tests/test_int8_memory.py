@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.profiler import profile
+from torch.profiler import ProfilerActivity, profile
 
 from sopt.models import open_model
 from sopt.quantization import quantizable_layers
@@ -112,13 +112,13 @@ def test_scratch_of_every_layer_of_sd15_at_512_pixels(threads):
     assert all(".conv_" in name or "quant_conv" in name for name in small)
 
 
-def allocations(call) -> list[int]:
-    """Bytes of each block that PyTorch's allocator gives during a call, inside operators too;
-    libsopt has no other memory than what it is given."""
-    with profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
-        call()
-    events = seen.profiler.kineto_results.events()
-    return [event.nbytes() for event in events if event.name() == "[memory]" and event.nbytes() > 0]
+def observed(call: Callable[[], Any]) -> tuple[Any, list[int]]:
+    """What a call gives, and the bytes of each block that PyTorch's allocator gives out meanwhile,
+    inside operators too; libsopt has no other memory than what it is given."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        result = call()
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return result, [event.nbytes() for event in events if event.nbytes() > 0]
 
 
 def one_of_each() -> list[tuple[str, Layer]]:
@@ -140,27 +140,18 @@ def test_nothing_else_is_allocated(activations):
     for name, layer in one_of_each():
         _, height, width, inputs = layer.image
         codes = torch.ones(layer.codes, dtype=torch.int8)
-        scales, bias = torch.ones(len(codes)), torch.ones(len(codes))
-        linear = height == 1
-        if linear:
+        vectors = torch.ones(len(codes)), torch.ones(len(codes))
+        if height == 1:
             x = torch.ones(1, width, inputs, dtype=torch.bfloat16, requires_grad=True)
-            codes = codes[:, 0, 0]
-            geometry = {}
+            forward = partial(int8_linear, x, codes[:, 0, 0], *vectors)
         else:
             x = torch.ones(1, inputs, height, width, dtype=torch.bfloat16, requires_grad=True)
             geometry = {"stride": layer.stride, "padding": layer.padding}
-        forward = int8_linear if linear else int8_conv2d
-        results = []
-
-        def both(x=x, forward=forward, codes=codes, scales=scales, bias=bias, geometry=geometry):
-            y = forward(x, codes, scales, bias, activations=activations, **geometry)
-            results.append(y)
-
-        found = allocations(both)
-        (y,) = results
-        gradient = torch.ones_like(y)
-        backward = allocations(lambda y=y, x=x, g=gradient: torch.autograd.grad(y, x, g))
-        for given, blocks in ((y, found), (x, backward)):
-            assert given.nbytes in blocks, name
-            blocks.remove(given.nbytes)
+            forward = partial(int8_conv2d, x, codes, *vectors, **geometry)
+        y, found = observed(partial(forward, activations=activations))
+        (gradient,), of_backward = observed(
+            partial(torch.autograd.grad, y, x, torch.ones_like(y))
+        )
+        for result, blocks in ((y, found), (gradient, of_backward)):
+            blocks.remove(result.nbytes)
             assert max(blocks) <= max(layer.weight / 8, FLOOR), (name, layer, blocks)

@@ -157,8 +157,8 @@ class FolderWeights:
 
 
 def write_folder(model: Model, folder: Path, write_unet: Callable[[Path], None]) -> None:
-    """Write a model that :func:`open_folder` reads: with the U-Net's weights by ``write_unet``, which
-    is given its folder, and all else as the model has it stored. Until all is there, there is no
+    """Write a model that :func:`open_folder` reads: the U-Net's weights by ``write_unet``, which is
+    given their folder, and all else as the model has it stored. Until all is there, there is no
     ``model_index.json``."""
     index: dict[str, Any] = {"_class_name": model.kind.pipeline.__name__}
     for component, made in model.kind.components.items():

@@ -26,8 +26,8 @@ def quantize_weight(weight: Tensor, largest: int = LARGEST) -> Int8Weight:
 
     .. math:: s_n = \max_k |w_{nk}| / Q, \qquad q_{nk} = \mathrm{round}(w_{nk} / s_n)
 
-    for each output n, ties to even; s = 1 for a row of zeros. With Q = 127 codes are as fine as int8
-    has them; a smaller Q leaves room for them to move. Memory: the codes, and two float32
+    for each output n, ties to even; s = 1 for a row of zeros. With Q = 127 codes are as fine as
+    int8 has them; a smaller Q leaves room for them to move. Memory: the codes, and two float32
     copies of 2^20 elements or of one row.
 
     Args:
