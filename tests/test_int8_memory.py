@@ -149,9 +149,7 @@ def test_nothing_else_is_allocated(activations):
             geometry = {"stride": layer.stride, "padding": layer.padding}
             forward = partial(int8_conv2d, x, codes, *vectors, **geometry)
         y, found = observed(partial(forward, activations=activations))
-        (gradient,), of_backward = observed(
-            partial(torch.autograd.grad, y, x, torch.ones_like(y))
-        )
+        (gradient,), of_backward = observed(partial(torch.autograd.grad, y, x, torch.ones_like(y)))
         for result, blocks in ((y, found), (gradient, of_backward)):
             blocks.remove(result.nbytes)
             assert max(blocks) <= max(layer.weight / 8, FLOOR), (name, layer, blocks)
