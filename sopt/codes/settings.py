@@ -14,7 +14,8 @@ ALL = "all"  # layers
 MOST_HEADROOM = 64  # of sopt_kernels.perturb_int8_
 
 # Ours, not a paper's: zo_lr by a coarse search on the bundled model, of all its layers; fewer of
-# them take larger steps (bench/int8_codes_tiny.py). Many directions for each update of codes, as it is rounded to whole ones.
+# them take larger steps (bench/int8_codes_tiny.py). Many directions for each update of codes, as it
+# is rounded to whole ones.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "codes": {"zo_lr": 3e-3, "eps": 3e-3, "num_perturbations": 96},
     "scales": {"zo_lr": 3e-7, "eps": 3e-5},
