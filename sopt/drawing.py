@@ -191,7 +191,7 @@ class Stages:
         if component == "unet" and self.difference is not None:
             int8 = Int8Storage(float_dtype(self.dtype))
             network = self.model.load(component, int8, self.device)
-            self.difference.apply(network)
+            self.difference.apply(network, self.model)
             return network
         if component == "unet" and self._by_units:
             by_units = open_network(self.model, self.dtype, self.device, stream=self.stream)

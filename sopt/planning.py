@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from .budget import Budget, process_bound, readable
+from .codes.files import rehearse_difference
+from .codes.settings import INT8_TRAINED
+from .codes.tensors import room_of
 from .config import METHODS, TrainConfig
 from .data import Picture
 from .devices import weight_storage
@@ -267,7 +271,15 @@ class _Simulation:
                 training.zeroth_order(1, 0)
             states = training.optimizer.state.values()  # alive all the while
             idle = sum(x.nbytes for state in states for x in state.values())
-            return memory.peaks | {"train-zo-alone": memory.peaks[phase] - idle}
+            peaks = memory.peaks | {"train-zo-alone": memory.peaks[phase] - idle}
+            if config.train in INT8_TRAINED:
+                trained = training.trained()
+                del training, states
+                gc.collect()
+                with memory.phase("save"):
+                    rehearse_difference(self._model, trained, room_of(config))
+                peaks["save"] = memory.peaks["save"]
+            return peaks
 
     def _backprop(self, config: TrainConfig, checkpointing: Sequence[bool]) -> list[dict[str, int]]:
         """The peaks of the phases up to backprop steps, with checkpointing or without."""

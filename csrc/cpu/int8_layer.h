@@ -4,7 +4,8 @@
 // An item of work is a tile of the result's pixels by some panels of its channels. The pixels that
 // it reads are packed once, each to a row of words; there is no matrix of patches: for each element
 // of the kernel, a list says which row each pixel of the tile reads, and a row of zeros stands for
-// what is outside. Of the codes, one panel for one element of the kernel is packed at a time.
+// what is outside. Of the codes, one panel for one element of the kernel is packed at a time,
+// where the layer is small for a part of the depth.
 #pragma once
 #include "int8_packing.h"
 
@@ -15,15 +16,15 @@ namespace {
 template <class M>
 struct Int8Scratch {
   typename M::Word* pixels;  // (pixels read + 1, pitch): the last one is zeros
-  typename M::Word* panel;   // (words, kColumns)
+  typename M::Word* panel;   // (depth, kColumns)
   float* totals;             // (totals of the tile, kColumns)
   float* scales;             // (pixels read + 1)
   int32_t* sources;          // (pixels of the tile): which row
 
   Int8Scratch(const Int8Call& c, uint8_t* memory) {
-    const int64_t words = c.x.words, read = c.tile.read + 1;
+    const int64_t read = c.tile.read + 1;
     pixels = take<typename M::Word>(memory, read * c.x.pitch);
-    panel = take<typename M::Word>(memory, words * M::kColumns);
+    panel = take<typename M::Word>(memory, c.x.depth * M::kColumns);
     totals = take<float>(memory, c.tile.totals * M::kColumns);
     scales = take<float>(memory, read);
     sources = take<int32_t>(memory, c.tile.pixels);
@@ -93,15 +94,18 @@ SOPT_INLINE void write_result(const Int8Outputs<M>& y, T* out, int v, typename M
                 P::fma(total, y.scale[v], y.shift[v]));
 }
 
-// The products of all pixels and the panel. With `out`, where pixels are `outputs.channels` apart,
-// they are the whole result; else they are added to the totals, or begin them.
+// The products of all pixels, from word `begin` of them on, and a panel of `words`. With `out`,
+// where pixels are `outputs.channels` apart, they are the whole result; else they are added to the
+// totals, or begin them. Until the last panel of their depth, sums of integers stay what they are
+// in the place of totals.
 template <class M, class T>
-void multiply_panel(const Int8Call& c, const Int8Scratch<M>& s, int64_t pixels, bool first,
-                    const Int8Outputs<M>& outputs, T* out) {
+void multiply_panel(const Int8Call& c, const Int8Scratch<M>& s, int64_t pixels, int64_t begin,
+                    int64_t words, bool first, const Int8Outputs<M>& outputs, T* out) {
   using P = typename M::Pack;
   using Sum = typename M::Sum;
   constexpr int R = kTileRows<P>, V = kTilePacks, L = P::kLanes;
-  const int64_t words = c.x.words;
+  const bool resumed = M::kQuantized && begin > 0;
+  const bool unfinished = M::kQuantized && begin + words < c.x.words;
   Sum start[V] = {};
   if (M::kOffset != 0) {
     for (int64_t k = 0; k < words; ++k)
@@ -116,7 +120,7 @@ void multiply_panel(const Int8Call& c, const Int8Scratch<M>& s, int64_t pixels, 
     float scales[R];
     for (int r = 0; r < R; ++r) {
       const int32_t source = s.sources[r < count ? i + r : pixels - 1];
-      rows[r] = s.pixels + source * c.x.pitch;
+      rows[r] = s.pixels + source * c.x.pitch + begin;
       scales[r] = s.scales[source];
     }
     const float* scale = scales;
@@ -133,8 +137,10 @@ void multiply_panel(const Int8Call& c, const Int8Scratch<M>& s, int64_t pixels, 
       multiply_rows<M>(rows, s.panel, words, start, [=](int r, int v, Sum sum) SOPT_LAMBDA {
         if (r >= count) return;
         float* total = totals + r * M::kColumns + v * L;
-        const auto before = first ? P::splat(0.0f) : P::load(total);
-        P::store(total, M::add(before, sum, P::splat(scale[r])));
+        auto before = first ? P::splat(0.0f) : P::load(total);
+        if (resumed) sum += (Sum)P::bits_of(before), before = P::splat(0.0f);
+        P::store(total, unfinished ? P::float_of((typename P::U)sum)
+                                   : M::add(before, sum, P::splat(scale[r])));
       });
     }
   }
@@ -250,15 +256,20 @@ void int8_layer(const Int8Call& c, int64_t item, uint8_t* memory) {
     for (int64_t k = 0; k < elements; ++k) {
       list_sources(c, t, k / layer.kernel_width, k % layer.kernel_width, s);
       const int64_t row = elements * layer.inputs, columns = c.out.channels - column;
-      const int8_t* codes = layer.codes + k * layer.inputs;
-      if constexpr (M::kQuantized) {
-        pack_outputs<M>(codes + column * row, row, columns, c.x.channels, c.x.words, s.panel);
-      } else if (c.transposed) {
-        pack_inputs<M>(codes + column, row, columns, c.x.channels, c.x.words, s.panel);
-      } else {
-        pack_outputs<M>(codes + column * row, row, columns, c.x.channels, c.x.words, s.panel);
+      for (int64_t word = 0; word < c.x.words; word += c.x.depth) {
+        const int64_t words = c.x.words - word < c.x.depth ? c.x.words - word : c.x.depth;
+        const int64_t skipped = word * M::kDepth, count = c.x.channels - skipped;
+        const int8_t* codes = layer.codes + k * layer.inputs;
+        if constexpr (M::kQuantized) {
+          pack_outputs<M>(codes + column * row + skipped, row, columns, count, words, s.panel);
+        } else if (c.transposed) {
+          pack_inputs<M>(codes + skipped * row + column, row, columns, count, words, s.panel);
+        } else {
+          pack_outputs<M>(codes + column * row + skipped, row, columns, count, words, s.panel);
+        }
+        multiply_panel(c, s, pixels, word, words, k == 0 && word == 0, outputs,
+                       c.tile.totals > 0 ? nullptr : out);
       }
-      multiply_panel(c, s, pixels, k == 0, outputs, c.tile.totals > 0 ? nullptr : out);
     }
     if (c.tile.totals > 0) write_panel(c, t, s, outputs, out);
   }

@@ -70,6 +70,7 @@ struct Int8Call {
   struct {
     sopt_image image;
     int64_t channels, words, pitch;  // of a pixel; as many words as hold them; to the next pixel
+    int64_t depth;                   // words of a pixel that a panel has codes for
   } x;
   struct {
     void* data;
