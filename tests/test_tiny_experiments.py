@@ -20,14 +20,14 @@ STEPS = 4
 @pytest.fixture(scope="module")
 def steps():
     """A finished run with steps of both kinds."""
-    found = Steps(make_task(0), 3, "random", steps=STEPS)
+    found = Steps(make_task(0), 3, "random", steps=STEPS, schedule=0.5)
     assert {found.draw(i).zeroth_order for i in range(1, STEPS + 1)} == {True, False}
     found.run(range(1, STEPS + 1))
     return found
 
 
 def test_the_steps_are_those_of_a_run(steps, tmp_path):
-    settings = METHODS["random"].training(STEPS, {})
+    settings = METHODS["random"].training(STEPS, {"schedule": 0.5})
     pictures = [draw(scene) for scene in make_task(0).photos]
     run = sopt.train(
         images=pictures, prompt=steps.prompt, output=str(tmp_path / "run"), seed=3, **settings
@@ -41,7 +41,7 @@ def test_the_steps_are_those_of_a_run(steps, tmp_path):
 def test_the_loss_is_of_the_weights_that_are_there(steps):
     kept, loss = steps.copy(), steps.loss()
     assert loss["all"] == pytest.approx((loss["low"] + loss["high"]) / 2)
-    assert loss["low"] < loss["high"]
+    assert loss["low"] > loss["high"]  # little noise is hard to see
     steps.put({name: torch.full_like(x, torch.inf) for name, x in kept.items()})
     assert steps.loss()["all"] == float("inf")
     steps.put(kept)
@@ -64,7 +64,7 @@ def test_a_change_is_relative_to_the_weights(steps):
 @pytest.mark.parametrize("name", list(tiny_variants.VARIANTS))
 def test_a_variant_moves_what_it_says(name, monkeypatch):
     monkeypatch.setattr(tiny_variants, "STEPS", 6)
-    monkeypatch.setattr(tiny_variants, "BASE", "random")
+    monkeypatch.setattr(tiny_variants, "BASE", "reversed")  # mostly zeroth-order
     usual = tiny_variants.train("dtap", 0, 3, 0.05).copy()
     found = tiny_variants.train(name, 0, 3, tiny_variants.VARIANTS[name].rates[-1]).copy()
     assert all(x.isfinite().all() for x in found.values())
