@@ -53,12 +53,15 @@ def blocks(subject: int, seed: int) -> dict[str, Any]:
         steps.put(nothing | {name: learned[name] for name in own})
         alone = steps.loss()["all"]
         steps.put(learned)
-        rows[block] = {"change": relative_change(steps.unet, own, learned), "parameters": sum(
-            learned[name].numel() for name in own), "loss_without": without, "loss_alone": alone}  # fmt: skip
+        rows[block] = {
+            "change": relative_change(steps.unet, own, learned),
+            "parameters": sum(learned[name].numel() for name in own),
+            "loss_without": without,
+            "loss_alone": alone,
+        }
     kinds: dict[str, list[str]] = {}
     for name in learned:
-        attention, projection = name.split(".")[-5:-3] if ".to_out." in name else (
-            name.split(".")[-4:-2])  # fmt: skip
+        attention, projection = name.replace(".to_out.0.", ".to_out.").split(".")[-4:-2]
         kinds.setdefault(f"{attention}.{projection}", []).append(name)
     changes = {kind: relative_change(steps.unet, own, learned) for kind, own in kinds.items()}
     return {"before": before, "after": after, "blocks": rows, "projections": changes}
@@ -69,7 +72,8 @@ def by_block(names: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in names:
         _, block, index, *_ = name.split(".")
-        found.setdefault("mid" if block == "mid_block" else f"{block[:-7]}.{index}", []).append(name)
+        key = "mid" if block == "mid_block" else f"{block.removesuffix('_blocks')}.{index}"
+        found.setdefault(key, []).append(name)
     order = {"down": 0, "mid": 1, "up": 2}
     return dict(sorted(found.items(), key=lambda each: (order[each[0].split(".")[0]], each[0])))
 

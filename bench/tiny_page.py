@@ -30,10 +30,10 @@ def blocks(rows: Rows) -> list[str]:
     lines = []
     for name, first in found[0]["blocks"].items():
         own = [row["blocks"][name] for row in found]
-        without = mean(r["before"] - each["loss_without"] for r, each in zip(found, own, strict=True))
-        alone = mean(r["before"] - each["loss_alone"] for r, each in zip(found, own, strict=True))
-        change = mean(each["change"] for each in own)
-        lines.append([name, str(first["parameters"]), f"{change:.3f}", f"{without:+.5f}", f"{alone:+.5f}"])  # fmt: skip
+        before = mean(row["before"] for row in found)
+        gains = [before - mean(each[k] for each in own) for k in ("loss_without", "loss_alone")]
+        change = f"{mean(each['change'] for each in own):.3f}"
+        lines.append([name, str(first["parameters"]), change, *(f"{gain:+.5f}" for gain in gains)])
     whole = ", ".join(f"{row['before'] - row['after']:+.5f}" for row in found)
     return [f"Gain of the whole adapter, subject by subject: {whole}.", "", *table(heads, lines)]
 

@@ -1,8 +1,7 @@
 """Passes of the U-Net with less around the arithmetic; and fast forwards in 16 bits on a CPU.
 
-Small models, and large ones at small sizes, take as long for what is around the operations as for
-them. :func:`simplify` leaves out what changes no bit: multiplying by a scale of 1, dividing by 1,
-and questions whose answers are known. The rest is for forwards without gradients in 16 bits.
+:func:`simplify` leaves out what changes no bit: multiplying by a scale of 1, dividing by 1, and
+questions whose answers are known. The rest is for forwards without gradients in 16 bits.
 
 With a LoRA adapter, at 512 pixels, in bfloat16, on two cores of Zen 4, a forward of SD1.5 takes
 3.2 s as diffusers and peft compute it, 2.4 so: attention gains 0.5 s, weights of convolutions in
@@ -128,8 +127,8 @@ def simplify(unet: Any) -> None:
     and backwards. Processors that are not diffusers' own stay. Call it when the adapter is in the
     network."""
     processors = unet.attn_processors
-    usual = {name for name, each in processors.items() if type(each) is AttnProcessor2_0}
-    unet.set_attn_processor({n: PlainAttention() if n in usual else p for n, p in processors.items()})
+    usual = [name for name, each in processors.items() if type(each) is AttnProcessor2_0]
+    unet.set_attn_processor(processors | {name: PlainAttention() for name in usual})
     for module in unet.modules():
         if type(module) is lora.Linear and _is_vanilla(module):
             module.__class__ = PlainLora  # by class: see sopt/frozen.py
