@@ -144,4 +144,3 @@ class HeldOut:
         found, low = torch.cat(errors), self._timesteps < 500
         means = {"low": found[low], "high": found[~low], "all": found}
         return {name: float(x.mean().nan_to_num(torch.inf)) for name, x in means.items()}
-

@@ -3,6 +3,8 @@ right."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -91,11 +93,9 @@ def test_a_step_along_adam_moves_by_its_rate(steps):
 
 
 def test_the_average_is_over_the_steps_from_one_on():
-    class Two:
-        adapter = {"x": torch.tensor([0.0])}
-
-    average = tiny_variants.Average(Two, 3)
+    steps = SimpleNamespace(adapter={"x": torch.tensor([0.0])})
+    average = tiny_variants.Average(steps, 3)
     for value in (1.0, 2.0, 3.0, 5.0):
-        Two.adapter["x"].fill_(value)
+        steps.adapter["x"].fill_(value)
         average.add(None)
     assert average.mean()["x"].item() == 4.0
