@@ -19,17 +19,21 @@ from sopt.tiny.drawings import draw
 STEPS = 4
 
 
+def by_turns(step, timestep):
+    return float(step % 2)
+
+
 @pytest.fixture(scope="module")
 def steps():
-    """A finished run with steps of both kinds."""
-    found = Steps(make_task(0), 3, "random", steps=STEPS, schedule=0.5)
+    """A finished run with steps of both kinds by turns."""
+    found = Steps(make_task(0), 3, "random", steps=STEPS, schedule=by_turns)
     assert {found.draw(i).zeroth_order for i in range(1, STEPS + 1)} == {True, False}
     found.run(range(1, STEPS + 1))
     return found
 
 
 def test_the_steps_are_those_of_a_run(steps, tmp_path):
-    settings = METHODS["random"].training(STEPS, {"schedule": 0.5})
+    settings = METHODS["random"].training(STEPS, {"schedule": by_turns})
     pictures = [draw(scene) for scene in make_task(0).photos]
     run = sopt.train(
         images=pictures, prompt=steps.prompt, output=str(tmp_path / "run"), seed=3, **settings
