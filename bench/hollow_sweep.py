@@ -21,9 +21,9 @@ import numpy as np
 
 import sopt
 from sopt import demo
-from sopt.config import CUTS
 from sopt.files import write_json, write_text
 from sopt.hollow.cuts import list_cuts
+from sopt.lean_settings import CUTS
 from sopt.models import open_model
 from sopt.sampling import png_bytes
 from sopt.streaming import list_units

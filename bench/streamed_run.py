@@ -1,13 +1,16 @@
 """Training with the weights in memory and with the weights read from the file, side by side.
 
     python -m bench.streamed_run --model random:sd15 --folder runs/sd15-files [--resolution 512]
-                                 [--weights bfloat16] [--steps 2] [--json FILE]
+                                 [--weights bfloat16] [--steps 2] [--limit] [--json FILE]
 
 ``--folder`` gets the model in the layout of diffusers, if it is not there yet: a random one is
 written tensor by tensor. Each run is a process of its own, of backprop and zeroth-order steps by
 turns. Reported of each: seconds a step by kind (the least, of steps whose memory is not measured),
 peak bytes of tensors by phase, the peak of anonymous resident memory beyond that after the imports,
 polled every 20 ms, and the losses, which must be the same.
+
+With ``--limit`` the last run is done once more in a control group that the kernel gives no more
+memory than the process's resident set after the imports and 1.2 times the peak of its tensors.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import shutil
 import tempfile
 import threading
@@ -30,6 +34,8 @@ from sopt.files import SAFETENSORS_DTYPES, write_json
 from sopt.memory import anonymous_resident_bytes
 from sopt.models import open_model
 from sopt.models.folder import CONFIGS
+
+from .memory_limit import MemoryLimit
 
 POLL = 0.02  # seconds
 
@@ -64,10 +70,13 @@ def write_folder(name: str, folder: Path, dtype: torch.dtype) -> None:
         model.tokenizer(component).save_pretrained(folder / component)
 
 
-def run(settings: dict[str, Any]) -> dict[str, Any]:
-    """Train; what was seen meanwhile."""
+def run(settings: dict[str, Any], limit: int | None = None) -> dict[str, Any]:
+    """Train; what was seen meanwhile. ``limit``: bytes beyond the resident set after imports."""
+    group = None if limit is None else MemoryLimit()
     from sopt import drawing, trainer  # noqa: F401  what is imported does not count
 
+    if group is not None:
+        group.set(_resident_bytes() + limit)
     started = anonymous_resident_bytes() or 0
     peak, ended = [started], threading.Event()
 
@@ -86,7 +95,8 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
     for entry in done.history:
         seconds[entry["branch"]].append(entry["seconds"])
     phases = {k: v for k, v in done.memory.items() if isinstance(v, int)}
-    return {
+    limited = {} if group is None else {"limit": limit, "group": group.close()}
+    return limited | {
         "offload": settings["offload"],
         "seconds": {branch: min(values) for branch, values in seconds.items() if values},
         "phases": phases,
@@ -94,6 +104,11 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
         "process": peak[0] - started,
         "losses": [entry["loss"] for entry in done.history],
     }
+
+
+def _resident_bytes() -> int:
+    _, pages, *_ = Path("/proc/self/statm").read_text().split()
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def main() -> None:
@@ -106,6 +121,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--num_perturbations", type=int, default=1)
     parser.add_argument("--offloads", nargs="+", default=["none", "stream"])
+    parser.add_argument("--limit", action="store_true")
     parser.add_argument("--json", type=Path, default=Path("bench/results/streamed_run.json"))
     arguments = parser.parse_args()
     if not arguments.folder.exists():
@@ -115,12 +131,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         picture = Image.linear_gradient("L").resize((768, 768)).convert("RGB")
         picture.save(Path(work) / "picture.png")
-        for offload in arguments.offloads:
+        offloads = [(offload, False) for offload in arguments.offloads]
+        if arguments.limit:
+            offloads.append((arguments.offloads[-1], True))
+        for offload, limited in offloads:
             settings = {
                 "model": str(arguments.folder),
                 "images": str(Path(work) / "picture.png"),
                 "prompt": "a sks dog",
-                "output": str(Path(work) / offload),
+                "output": str(Path(work) / f"{offload} {limited}"),
                 "schedule": 0.5,
                 "seed": 6,  # the steps are bp, zo, bp, zo, ...
                 "samples": False,  # 25 more forwards of each run; `sopt plan` has their peak
@@ -134,7 +153,8 @@ def main() -> None:
             }
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, mp_context=context) as executor:
-                found.append(executor.submit(run, settings).result())
+                limit = int(1.2 * found[-1]["peak"]) if limited else None
+                found.append(executor.submit(run, settings, limit).result())
             print(json.dumps(found[-1]), flush=True)
     same = all(each["losses"] == found[0]["losses"] for each in found)
     print("losses are the same" if same else "LOSSES DIFFER")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .codes.files import DIFFERENCE, MODEL_FOLDER, save_difference, save_int8_model
 from .codes.settings import INT8_TRAINED
+from .codes.tensors import room_of
 from .config import TrainConfig
 from .export import DIFFUSERS_FILE, save_diffusers_lora, save_kohya_lora
 from .models import LORA_TARGETS, Model
@@ -32,7 +33,8 @@ def save_adapter(config: TrainConfig, model: Model, adapter: dict[str, Tensor]) 
     empty afterwards."""
     if config.train in INT8_TRAINED:
         save_int8_model(Path(config.output) / MODEL_FOLDER, model, adapter)
-        save_difference(Path(config.output) / DIFFERENCE, model, adapter)
+        file = Path(config.output) / DIFFERENCE
+        save_difference(file, model, adapter, room_of(config))
         return
     if config.train == "token":
         assert config.token is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .files import load_tensors, save_tensors, tensor_bytes, write_all, write_text
+from .files import load_metadata, save_tensors, tensor_bytes, write_all, write_text
+from .models.weights import SafetensorsFile
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Checkpoint:
     skipped: dict[str, int]  # steps without effect, because not finite, by branch
     peaks: dict[str, int]  # bytes by phase
     weights: str  # fingerprint of the frozen networks that the adapter is for
-    adapter: dict[str, Tensor]  # by canonical name
+    adapter: Mapping[str, Tensor]  # by canonical name; of a loaded one, read as they are asked for
     optimizer: dict[str, dict[str, Tensor]]  # state of each parameter that has one, by its name
     steps: dict[str, Tensor] = field(default_factory=dict)  # what the steps keep besides
 
@@ -59,7 +60,7 @@ class Checkpoint:
             InputError: It is cut off or damaged.
         """
         try:
-            tensors, metadata = load_tensors(path)
+            metadata, tensors = load_metadata(path), _Stored(SafetensorsFile(path))
         except InputError as error:
             raise InputError(f"{error}; {_REMEDY}") from error
         text = metadata.get("content", "")
@@ -68,17 +69,15 @@ class Checkpoint:
         content = json.loads(text)
         if content.keys() != {"step", "settings", "skipped", "peaks", "weights"}:
             raise InputError(f"the checkpoint {path} is of another version of sopt; {_REMEDY}")
-        adapter: dict[str, Tensor] = {}
         optimizer: dict[str, dict[str, Tensor]] = {}
         steps: dict[str, Tensor] = {}
-        for name, tensor in tensors.items():
+        for name in tensors:
             match name.split("/"):
-                case ["adapter", parameter]:
-                    adapter[parameter] = tensor
                 case ["optimizer", parameter, key]:
-                    optimizer.setdefault(parameter, {})[key] = tensor
+                    optimizer.setdefault(parameter, {})[key] = tensors[name]
                 case ["steps", *parts]:
-                    steps["/".join(parts)] = tensor
+                    steps["/".join(parts)] = tensors[name]
+        adapter = _Stored(tensors.file, "adapter/")
         return cls(adapter=adapter, optimizer=optimizer, steps=steps, **content)
 
     def check_weights(self, weights: str) -> None:
@@ -102,6 +101,25 @@ class Checkpoint:
         for name, parameter in adapter.items():
             parameter.copy_(self.adapter[name])
         restore_optimizer(adapter, optimizer, self.optimizer)
+
+
+class _Stored(Mapping[str, Tensor]):
+    """The tensors of a file whose names begin so, each read when it is asked for: what was trained
+    may be as large as the network."""
+
+    def __init__(self, file: SafetensorsFile, prefix: str = "") -> None:
+        self.file = file
+        self._prefix = prefix
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.file.read(self._prefix + name)
+
+    def __iter__(self) -> Iterator[str]:
+        names = (name for name in self.file.shapes if name.startswith(self._prefix))
+        return (name.removeprefix(self._prefix) for name in names)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def fingerprint(*networks: torch.nn.Module) -> str:
@@ -215,7 +233,8 @@ _REMEDY = "delete the run folder to start again, or put an intact copy in its pl
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     """BLAKE2b over names, dtypes, shapes and bytes, and over the text."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=32)
-    for name, tensor in sorted(tensors.items()):
+    for name in sorted(tensors):
+        tensor = tensors[name]
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor_bytes(tensor))
     return digest.hexdigest()

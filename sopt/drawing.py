@@ -22,7 +22,7 @@ from .models import Model, open_model
 from .models.adapter import load_adapter
 from .models.added_tokens import add_rows, add_tokens
 from .models.batches import take_one_at_a_time
-from .models.forwards import simplify, speed_up_forwards
+from .models.forwards import speed_up_forwards
 from .models.storage import Int8Storage, Storage, float_dtype
 from .models.tiles import enable_tiles
 from .streaming import open_network, open_text_encoder
@@ -165,7 +165,8 @@ class Stages:
     ) -> list[Tensor]:
         """The latents of each batch of pictures, (batch, channels, height, width)."""
         unet = self._load("unet")
-        (speed_up_forwards if self.low_memory else simplify)(unet)
+        if self.low_memory:
+            speed_up_forwards(unet)
         if self.low_memory and not self._by_units:
             take_one_at_a_time(unet)
         pipeline = self.model.pipeline(unet=unet)
@@ -205,7 +206,7 @@ class Stages:
         if component == "unet" and self.difference is not None:
             int8 = Int8Storage(float_dtype(self.dtype))
             network = self.model.load(component, int8, self.device)
-            self.difference.apply(network)
+            self.difference.apply(network, self.model)
             return network
         if component == "unet" and self._by_units:
             by_units = open_network(self.model, self.dtype, self.device, stream=self.stream)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,10 @@ def check_writable(folder: str | Path) -> None:
 
 
 def save_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    read: Callable[[str], Tensor] | None = None,
 ) -> None:
     """Write a safetensors file whose bytes depend on its content only.
 
@@ -146,6 +149,7 @@ def save_tensors(
         path: File to write, whole or not at all.
         tensors: Name to tensor, of any shape, device and strides; floating point, (u)int or bool.
         metadata: Strings for the header's ``__metadata__``; no dates, paths or durations, please.
+        read: Gives each tensor, once, in turn; those in ``tensors`` may be on the meta device then.
 
     Example:
         >>> save_tensors("a.safetensors", {"weight": torch.zeros(2, 3)}, {"format": "pt"})
@@ -167,7 +171,8 @@ def save_tensors(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)  # the data start at a multiple of 8
     head = len(text).to_bytes(8, "little") + text
-    write_pieces(path, chain([head], (tensor_bytes(tensors[name]) for name in order)))
+    pieces = (tensor_bytes(tensors[name] if read is None else read(name)) for name in order)
+    write_pieces(path, chain([head], pieces))
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

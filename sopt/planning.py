@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from .budget import Budget, process_bound, readable
+from .codes.files import rehearse_difference
+from .codes.settings import INT8_TRAINED
+from .codes.tensors import room_of
 from .config import METHODS, TrainConfig
 from .data import Picture
 from .devices import weight_storage
@@ -24,7 +28,7 @@ from .models.storage import float_dtype
 from .resolution import resolve
 from .simulation import simulated, simulated_tensors
 from .streaming import list_units, open_network
-from .training import make_training
+from .training import Training, make_training
 
 GUIDANCE = 7.5  # any above 1 has two halves
 
@@ -87,7 +91,8 @@ def plan(model: Any = "tiny", memory_budget: Any = None, **settings: Any) -> lis
     configs = _of_each_method(given)
     opened = open_model(model)
     candidates = [c for config in configs for c in variants(resolve(config, opened))]
-    rows = list(_predict(opened, candidates, budget, _blanks(configs[0])))
+    kept = sorted({bool(candidate.checkpointing) for candidate in candidates})
+    rows = list(_predict(opened, candidates, budget, _blanks(configs[0]), kept))
     return sorted(rows, key=lambda row: (not row.fits, row.checkpointing))
 
 
@@ -177,9 +182,11 @@ def _predict(
     configs: Sequence[TrainConfig],
     budget: Budget | None,
     pictures: Sequence[Picture],
+    checkpointing: Sequence[bool] = (),
 ) -> Iterator[Prediction]:
-    """Each prediction; what two settings have in common is simulated once."""
-    simulation = _Simulation(model, pictures)
+    """Each prediction; what two settings have in common is simulated once. ``checkpointing`` has
+    the values that will all be asked for, if it is known beforehand."""
+    simulation = _Simulation(model, pictures, checkpointing)
     at_start = anonymous_resident_bytes()
     for config in tqdm(configs, desc="simulating", disable=len(configs) < 2, leave=False):
         phases = simulation.phases(config)
@@ -202,9 +209,12 @@ def _predict(
 class _Simulation:
     """Peaks of the phases of runs on one model, each distinct one simulated once."""
 
-    def __init__(self, model: Model, pictures: Sequence[Picture]) -> None:
+    def __init__(
+        self, model: Model, pictures: Sequence[Picture], checkpointing: Sequence[bool]
+    ) -> None:
         self._model = simulated(model)
         self._pictures = pictures
+        self._checkpointing = checkpointing
         self._known: dict[Any, dict[str, int]] = {}
 
     def phases(self, config: TrainConfig) -> dict[str, int]:
@@ -227,10 +237,14 @@ class _Simulation:
             if config.schedule == 1.0:
                 found["train-zo"] = alone
         if config.schedule != 1.0:
-            low, kept = config.low_resolution, config.checkpointing
+            wanted = bool(config.checkpointing)
             bp = replace(one, schedule=0.0, steps=MOST)
-            key = ("bp", low, kept, common)
-            self._raise(found, self._once(key, bp, "train-bp"))
+            key = ("bp", config.low_resolution, common)
+            if (*key, wanted) not in self._known:
+                kept = self._checkpointing or (wanted,)
+                for value, peaks in zip(kept, self._backprop(bp, kept), strict=True):
+                    self._known[*key, value] = peaks
+            self._raise(found, self._known[*key, wanted])
         if config.samples:
             key = ("sample", config.resolution, common)
             self._raise(found, self._once(key, config, "sample"))
@@ -252,17 +266,39 @@ class _Simulation:
             if phase == "sample":
                 self._sample(config, memory)
                 return {"sample": memory.peaks["sample"]}
-            training = make_training(config, self._model, self._pictures, memory)
-            training.make_optimizer_state()
+            training = self._make_training(config, memory)
             with memory.phase(phase):
-                step = training.zeroth_order if phase == "train-zo" else training.backprop
-                step(1, 0)
-            peaks = dict(memory.peaks)
-            if phase == "train-zo":  # alive all the while: the state of backprop's optimizer
-                states = training.optimizer.state.values()
-                idle = sum(x.nbytes for state in states for x in state.values())
-                peaks["train-zo-alone"] = peaks["train-zo"] - idle
+                training.zeroth_order(1, 0)
+            states = training.optimizer.state.values()  # alive all the while
+            idle = sum(x.nbytes for state in states for x in state.values())
+            peaks = memory.peaks | {"train-zo-alone": memory.peaks[phase] - idle}
+            if config.train in INT8_TRAINED:
+                trained = training.trained()
+                del training, states
+                gc.collect()
+                with memory.phase("save"):
+                    rehearse_difference(self._model, trained, room_of(config))
+                peaks["save"] = memory.peaks["save"]
             return peaks
+
+    def _backprop(self, config: TrainConfig, checkpointing: Sequence[bool]) -> list[dict[str, int]]:
+        """The peaks of the phases up to backprop steps, with checkpointing or without."""
+        found = []
+        with simulated_tensors(), MemoryRecorder(torch.device("cpu"), found=False) as memory:
+            training = self._make_training(config, memory)
+            before = dict(memory.peaks)
+            for wanted in checkpointing:
+                training.checkpoint_activations(wanted)
+                name = f"checkpointing {wanted}"
+                with memory.phase(name):
+                    training.backprop(1, 0)
+                found.append(before | {"train-bp": memory.peaks[name]})
+        return found
+
+    def _make_training(self, config: TrainConfig, memory: MemoryRecorder) -> Training:
+        training = make_training(config, self._model, self._pictures, memory)
+        training.make_optimizer_state()
+        return training
 
     def _sample(self, config: TrainConfig, memory: MemoryRecorder) -> None:
         assert config.resolution is not None

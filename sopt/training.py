@@ -84,9 +84,8 @@ class Training(ABC):
         speed_up_forwards(unet)
         forget_inputs_of_frozen_convolutions(unet)
         recompute_gates(unet)
-        if config.checkpointing and self._predict is unet:
-            unet.enable_gradient_checkpointing()
         self._unet = unet
+        self.checkpoint_activations(bool(config.checkpointing))
         self._scheduler = model.noise_scheduler()
         self.optimizer = self._make_optimizer()
         self.eps = LADDER[0] if config.eps == AUTO else float(config.eps)
@@ -110,6 +109,15 @@ class Training(ABC):
         """The U-Net, and what is called in its place: itself, or what runs it unit by unit."""
         unet = self._model.load("unet", dtype, self._memory.device)
         return unet, unet
+
+    def checkpoint_activations(self, wanted: bool) -> None:
+        """Whether backprop steps compute activations again rather than keep them."""
+        if self._predict is not self._unet:
+            self._predict.checkpointing = wanted
+        elif wanted:
+            self._unet.enable_gradient_checkpointing()
+        else:
+            self._unet.disable_gradient_checkpointing()
 
     @abstractmethod
     def _insert(self, unet: Any, dtype: Storage) -> dict[str, Tensor]:
@@ -265,7 +273,6 @@ class LoraTraining(UnetTraining):
             self._memory.device,
             hole=range(0) if self._hollow is None else self._hollow.cut.hole,
             stream=self._config.offload == "stream",
-            checkpointing=bool(self._config.checkpointing),
         )
         return network.unet, network
 

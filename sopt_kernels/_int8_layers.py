@@ -102,9 +102,10 @@ def quantize_pixels(image: Tensor) -> tuple[Tensor, Tensor]:
     values = image.float()
     largest = values.abs().amax(-1, keepdim=True)  # NaN if there is one
     finite = largest.isfinite()
-    inverse = torch.where(finite & (largest >= _LEAST_QUANTIZED), 127 / largest, 0.0)
+    most = torch.full_like(largest, 127)  # by a number torch would multiply with a reciprocal
+    inverse = torch.where(finite & (largest >= _LEAST_QUANTIZED), most / largest, 0.0)
     codes = torch.where(inverse > 0, values * inverse, 0.0).round()
-    scales = torch.where(inverse > 0, largest / 127, 0.0)
+    scales = torch.where(inverse > 0, largest / most, 0.0)
     return codes, torch.where(finite, scales, torch.nan)
 
 

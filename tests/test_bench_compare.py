@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("pytest_benchmark", reason="benchmarks need pytest-benchmark")
+import bench
 from bench import compare
 
 OLD = {"a": {"x mezo": 10.0, "of stream": 0.8}, "b": {"x mezo": 20.0}}
@@ -22,6 +26,11 @@ def test_a_fifth_may_be_lost_and_no_more():
 def test_what_the_baseline_does_not_know_is_no_loss():
     new = {"a": {"x mezo": 10.0, "x new": 0.1}, "c": {"x mezo": 0.1}}
     assert compare.best_of(OLD, new, never) == new
+
+
+def test_a_new_baseline_has_the_least_of_its_runs():
+    runs = [{"a": {"x": 3.0, "y": 1.0}}, {"a": {"x": 2.0, "y": 4.0}}]
+    assert compare.least_of(runs) == {"a": {"x": 2.0, "y": 1.0}}
 
 
 def test_a_real_loss_stays_after_all_tries():
@@ -44,3 +53,11 @@ def test_noise_that_goes_away_is_no_loss():
     best = compare.best_of(OLD, first, lambda names: next(runs))
     assert best == {"a": {"x mezo": 11.0, "of stream": 0.9}}
     assert not compare.lost(OLD, best)
+
+
+MODULES = sorted(file.stem for file in Path(bench.__path__[0]).glob("*.py"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_a_measurement_imports_is_there(name):
+    importlib.import_module(f"bench.{name}")

@@ -12,10 +12,19 @@ from diffusers import StableDiffusionPipeline
 
 import sopt
 from sopt import InputError
+from sopt.checkpoint import Checkpoint
 from sopt.codes.files import DIFFERENCE, Difference, save_difference, save_int8_model
-from sopt.codes.tensors import CodesFingerprint, int8_tensors
+from sopt.codes.tensors import (
+    CodesFingerprint,
+    Room,
+    base_weights,
+    int8_tensors,
+    layer_of,
+    make_room,
+)
 from sopt.config import TrainConfig
 from sopt.files import load_tensors, save_tensors
+from sopt.memory import LiveStorage
 from sopt.models import open_model
 from sopt.models.folder import INT8_FILE
 from sopt.models.storage import Int8Storage
@@ -142,35 +151,47 @@ def test_a_thousand_perturbations_of_a_unet_leave_every_bit(micro_model):
     assert len(moved | {before}) == 4
 
 
+ROOM = {"codes": Room(8), "scales": Room()}
+
+
+def int8_of(unet):
+    """Copies of codes and scales."""
+    both = int8_tensors(unet, "codes") | int8_tensors(unet, "scales")
+    return {name: x.clone() for name, x in both.items()}
+
+
 def trained(model, train):
-    """The model's codes or scales, with random changes to all layers but one."""
+    """The model's codes and scales, with random changes to one kind, in all layers but one."""
     unet = model.load("unet", FLOAT32)
-    found = {name: x.clone() for name, x in int8_tensors(unet, train).items()}
-    for name, x in list(found.items())[1:]:
+    make_room(unet, model, ROOM[train])
+    for name, x in list(int8_tensors(unet, train).items())[1:]:
         if train == "codes":
             x.add_(((noise(tuple(x.shape), 2, name) * 2).int() % 3 - 1).to(torch.int8))
+            x.clamp_(-119, 119)
         else:
             x.mul_(1 + 0.1 * noise(tuple(x.shape), 2, name))
-    return found
+    return int8_of(unet)
 
 
 @pytest.mark.parametrize("train", ["codes", "scales"])
 def test_the_difference_and_the_model_hold_what_was_trained(micro_model, tmp_path, train):
     expected = trained(micro_model, train)
     save_int8_model(tmp_path / "whole", micro_model, expected)
-    own = dict(expected)
-    save_difference(tmp_path / DIFFERENCE, micro_model, {n: x.clone() for n, x in own.items()})
+    own = {name: x.clone() for name, x in expected.items()}
+    room = ROOM[train]
+    save_difference(tmp_path / DIFFERENCE, micro_model, own, room)
+    assert own == {}
     stored, metadata = load_tensors(tmp_path / DIFFERENCE)
-    assert next(iter(own)) not in stored  # it did not change
+    assert next(iter(expected)) not in stored  # it did not change
     assert metadata["format"] == "pt"
 
     unet = micro_model.load("unet", FLOAT32)
-    Difference.open(tmp_path / DIFFERENCE).apply(unet)
+    Difference.open(tmp_path / DIFFERENCE).apply(unet, micro_model)
     whole = open_model(tmp_path / "whole")
     assert whole.int8
     loaded = whole.load("unet", FLOAT32)
     for network in (unet, loaded):
-        found = int8_tensors(network, train)
+        found = int8_of(network)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], x) for name, x in expected.items())
     others = loaded.state_dict()
@@ -181,17 +202,16 @@ def test_the_difference_and_the_model_hold_what_was_trained(micro_model, tmp_pat
         assert all(torch.equal(one[name], x) for name, x in other.items())
     assert whole.load("unet", torch.bfloat16).conv_in.codes.dtype == torch.int8  # it stays so
     # And from that model on: what is trained next differs from it.
-    save_difference(tmp_path / "next", whole, {n: x.clone() for n, x in own.items()})
+    save_difference(tmp_path / "next", whole, expected, room)
     assert load_tensors(tmp_path / "next")[0] == {}
 
 
 def test_the_same_codes_give_the_same_bytes_and_few_changes_few(micro_model, tmp_path):
     unet = micro_model.load("unet", FLOAT32)
-    codes = {name: x.clone() for name, x in int8_tensors(unet, "codes").items()}
-    name, x = max(codes.items(), key=lambda item: item[1].numel())
+    name, x = max(int8_tensors(unet, "codes").items(), key=lambda item: item[1].numel())
     x.view(-1)[5] ^= 1
     for file in ("a", "b"):
-        save_difference(tmp_path / file, micro_model, {n: y.clone() for n, y in codes.items()})
+        save_difference(tmp_path / file, micro_model, int8_of(unet), Room())
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     stored, _ = load_tensors(tmp_path / "a")
     assert stored[f"{name}"].tolist() == [x.view(-1)[5]]
@@ -208,14 +228,74 @@ def test_a_loaded_pipeline_is_quantized_as_its_files_are(micro_folder, micro_mod
 
 
 def test_a_difference_of_another_model_is_refused(micro_model, tmp_path):
-    save_difference(tmp_path / DIFFERENCE, micro_model, trained(micro_model, "codes"))
+    save_difference(tmp_path / DIFFERENCE, micro_model, trained(micro_model, "scales"), Room())
     unet = micro_model.load("unet", FLOAT32)
     with torch.no_grad():
         unet.conv_in.scales[0] *= 1.5
     before = unet.conv_out.codes.clone()
     with pytest.raises(InputError, match=r"is of another model: it is the difference from int8"):
-        Difference.open(tmp_path / DIFFERENCE).apply(unet)
+        Difference.open(tmp_path / DIFFERENCE).apply(unet, micro_model)
     assert torch.equal(unet.conv_out.codes, before)
+
+
+def test_room_is_made_by_larger_scales(micro_model):
+    """The largest code of each row is 127 - headroom, and codes are the nearest to the floats."""
+    weights = dict(micro_model.load("unet").named_parameters())
+    finest = dict(base_weights(micro_model, Room()))
+    for layer, (codes, scales) in base_weights(micro_model, Room(8)):
+        flat, row = codes.flatten(1), (-1, *[1] * (codes.dim() - 1))
+        assert (flat.int().abs().amax(1) == 119).all()
+        torch.testing.assert_close(scales, finest[layer].scales * 127 / 119, rtol=2.0**-22, atol=0)
+        exact = weights[f"{layer}.weight"].movedim(1, -1)
+        error = (codes * scales.view(row) - exact).abs()
+        assert (error <= scales.view(row) / 2 * (1 + 2.0**-16)).all()
+
+
+def test_room_in_an_int8_model_is_made_once(micro_model, tmp_path):
+    """There are no floats: codes are rounded again, half a step more; what has room stays."""
+    unet = micro_model.load("unet", FLOAT32)
+    save_int8_model(tmp_path / "whole", micro_model, int8_of(unet))
+    whole = open_model(tmp_path / "whole")
+    before = int8_of(unet)
+    make_room(unet, whole, Room(8))
+    for name, x in int8_tensors(unet, "codes").items():
+        scales, old = unet.get_submodule(layer_of(name)).scales, before[name[:-5] + "scales"]
+        row = (-1, *[1] * (x.dim() - 1))
+        moved = (x * scales.view(row) - before[name] * old.view(row)).abs()
+        assert x.int().abs().max() == 119
+        assert (moved <= scales.view(row) / 2 * (1 + 2.0**-16)).all()
+    save_int8_model(tmp_path / "next", whole, int8_of(unet))
+    found = dict(base_weights(open_model(tmp_path / "next"), Room(8)))
+    assert all(torch.equal(w.codes, unet.get_submodule(p).codes) for p, w in found.items())
+    assert all(torch.equal(w.scales, unet.get_submodule(p).scales) for p, w in found.items())
+
+
+def test_a_checkpoint_of_codes_comes_back_one_tensor_at_a_time(micro_model, tmp_path):
+    codes = int8_tensors(micro_model.load("unet", FLOAT32), "codes")
+    saved = {name: x.clone() for name, x in codes.items()}
+    Checkpoint(1, {}, {}, {}, "", saved, {}).save(tmp_path / "state")
+    for x in codes.values():
+        x.zero_()
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    with LiveStorage(found=False) as live:
+        Checkpoint.load(tmp_path / "state").restore(codes, optimizer, "")
+    assert all(torch.equal(x, saved[name]) for name, x in codes.items())
+    sizes = [x.numel() for x in codes.values()]
+    assert live.peak <= sum(sizes) + 2 * max(sizes)  # the model's own, once they are written to
+
+
+def test_files_of_codes_are_written_one_tensor_at_a_time(micro_model, tmp_path):
+    own = trained(micro_model, "codes")
+    largest = max(x.numel() for x in own.values())
+    for save in (
+        lambda: save_int8_model(tmp_path / "whole", micro_model, own),
+        lambda: save_difference(tmp_path / DIFFERENCE, micro_model, own, Room(8)),
+    ):
+        with LiveStorage(found=False) as live:
+            save()
+        # A layer's codes, mask and changed values beside its float weight and pieces of it, and
+        # the packed masks of all
+        assert live.peak <= largest * (3 + 3 * 4) + 2**17
 
 
 def cut(file):
@@ -263,6 +343,8 @@ def test_int8_models_that_will_not_do(micro_model, tmp_path, fault, message):
         ({"method": "zeroth-order", "token": "<x>"}, "token='<x>' does not go without train='tok"),
         ({"method": "zeroth-order", "headroom": 65}, r"headroom must be a whole number in \[1, 65"),
         ({"method": "zeroth-order", "zo_clip": 0}, "zo_clip must be above 0, got 0"),
+        ({"method": "zeroth-order", "layers": "to_v,"}, "layers must be 'all', or parts of layers"),
+        ({"train": "lora", "layers": "to_v"}, "layers='to_v' does not go with train='lora'"),
         ({"method": "zeroth-order", "train": "scales", "headroom": 4}, "headroom=4 does not go wi"),
         ({"train": "lora", "zo_clip": 1.0}, "zo_clip=1.0 does not go with train='lora'"),
         ({"train": "code"}, "unknown train 'code': did you mean 'codes'?"),

@@ -10,6 +10,7 @@ from pipelines import act_at_loss, crash
 import sopt
 from sopt import InputError
 from sopt.codes.files import DIFFERENCE, MODEL_FOLDER
+from sopt.codes.tensors import layer_of
 from sopt.files import load_tensors
 
 KINDS = {
@@ -94,6 +95,8 @@ def test_pictures_plan_report_and_the_next_run(settings, micro_folder, pictures)
     for phase in ("cache", "train-zo"):
         assert abs(row.phases[phase] - run.memory[phase]) <= 0.05 * run.memory[phase] + 2**14, phase
     assert run.memory["save"] <= run.memory["train-zo"]  # no second set of codes
+    # As much as if all codes of the layer changed: 4 times those of the largest, and some rows.
+    assert 0 <= row.phases["save"] - run.memory["save"] <= 2**16
 
     with pytest.raises(InputError, match="is too small for these settings: the smallest"):
         sopt.train(**settings | {"output": settings["output"] + "b", "memory_budget": "100kB"})
@@ -121,6 +124,17 @@ def test_what_a_difference_does_not_go_with(settings, micro_folder, option, mess
     run = sopt.train(**settings | {"steps": 1})
     with pytest.raises(InputError, match=message):
         sopt.generate(str(micro_folder), run, prompt="a dog", **option)
+
+
+@pytest.mark.usefixtures("quick")
+def test_only_the_layers_that_are_named_train(settings):
+    run = sopt.train(**settings | {"layers": "attn2.to_v, attn2.to_out", "samples": False})
+    tensors, _ = load_tensors(run.adapter)
+    layers = {layer_of(name) for name in tensors}
+    assert layers
+    assert all("attn2.to_v" in layer or "attn2.to_out" in layer for layer in layers)
+    with pytest.raises(InputError, match="layers='to_w' names no linear layer or convolution"):
+        sopt.train(**settings | {"layers": "to_w", "output": settings["output"] + "2"})
 
 
 @pytest.mark.usefixtures("quick")

@@ -232,12 +232,16 @@ def test_what_is_alive_already_counts_against_a_budget():
 
 
 FREED = """
-import sys, torch
-from sopt.memory import anonymous_resident_bytes, map_large_blocks
-if sys.argv[1] == "mapped":
+import contextlib, sys, torch
+from sopt.memory import anonymous_resident_bytes, map_large_blocks, mapped_weights
+how = sys.argv[1]
+if how == "mapped":
     map_large_blocks()
 torch.ones(2**22)  # 16 MiB: freed, it raises the limit of glibc
-blocks = [torch.ones(2**18) for _ in range(64)]  # of 1 MiB
+with mapped_weights() if how in ("weights", "after") else contextlib.nullcontext():
+    blocks = [torch.ones(2**18) for _ in range(64)]  # of 1 MiB
+if how == "after":
+    blocks = [torch.ones(2**18) for _ in range(64)]
 before = anonymous_resident_bytes()
 del blocks[:-1]
 print((before - anonymous_resident_bytes()) // 2**20)
@@ -245,7 +249,15 @@ print((before - anonymous_resident_bytes()) // 2**20)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
-@pytest.mark.parametrize("how, freed", [("mapped", range(60, 68)), ("default", range(-4, 4))])
+@pytest.mark.parametrize(
+    "how, freed",
+    [
+        ("mapped", range(60, 68)),
+        ("default", range(-4, 4)),
+        ("weights", range(60, 68)),
+        ("after", range(-4, 4)),
+    ],
+)
 def test_large_blocks_that_are_freed_go_back_to_the_system(how, freed):
     script = [sys.executable, "-c", FREED, how]
     done = subprocess.run(script, stdout=subprocess.PIPE, text=True, check=True)

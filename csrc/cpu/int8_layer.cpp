@@ -8,9 +8,10 @@
 namespace sopt {
 namespace {
 
-constexpr int64_t kLeastBudget = 65536;
+constexpr int64_t kLeastBudget = 49152;
 constexpr int64_t kMostPerThread = 786432;  // stays in the second-level cache, of 1 MiB on Zen 4
 constexpr int64_t kMostPixels = 512;        // of a tile
+constexpr int64_t kDepthStep = 16;          // words: the lanes of the widest vectors
 constexpr int64_t kItemsPerThread = 4;      // so that threads end at about the same time
 
 // A call with its tiles, and how its scratch is shared.
@@ -21,9 +22,10 @@ struct Plan {
 };
 
 int64_t scratch_bytes(const Int8Call& c, const Int8Body& body) {
-  const int64_t word = 4, row = c.x.words * word;
-  return int8_aligned((c.tile.read + 1) * c.x.pitch * word) + int8_aligned(body.columns * row) +
-         int8_aligned(c.tile.pixels * body.columns * word) +
+  const int64_t word = 4;
+  return int8_aligned((c.tile.read + 1) * c.x.pitch * word) +
+         int8_aligned(body.columns * c.x.depth * word) +
+         int8_aligned(c.tile.totals * body.columns * word) +
          int8_aligned((c.tile.read + 1) * word) + int8_aligned(c.tile.pixels * word);
 }
 
@@ -33,7 +35,21 @@ void set_tile(Int8Call& c, int64_t height, int64_t width) {
   if (c.transposed) rows = (height + down - 2) / s + 2, columns = (width + right - 2) / s + 2;
   if (rows > c.x.image.height) rows = c.x.image.height;
   if (columns > c.x.image.width) columns = c.x.image.width;
-  c.tile = {height, width, height * width, rows * columns};
+  const int64_t pixels = height * width;
+  const bool several = down * right > 1 || c.x.depth < c.x.words;  // panels, for one result
+  c.tile = {height, width, pixels, rows * columns, several ? pixels : 0};
+}
+
+// How much of a pixel's depth a panel holds, so that it takes an eighth of the budget at most. By
+// the layer alone, as the order of sums is by this. Sums of integers are exact over all of the
+// depth: they stay integers between panels, and only a kernel of one element has room for that.
+int64_t panel_depth(const Int8Call& c, const Int8Body& body, sopt_elements elements,
+                    int64_t budget) {
+  const bool one = c.layer.kernel_height * c.layer.kernel_width == 1;
+  if (elements == SOPT_ELEMENTS_INT8 && !one) return c.x.words;
+  const int64_t room = budget / 8 / (body.columns * 4) / kDepthStep * kDepthStep;
+  const int64_t depth = room > kDepthStep ? room : kDepthStep;
+  return depth < c.x.words ? depth : c.x.words;
 }
 
 // The largest tile within `budget`: of part of a row, or of whole rows.
@@ -69,6 +85,7 @@ Plan plan_of(const sopt_int8_layer& layer, const sopt_image& x, bool transposed,
   const int64_t eighth =
       layer.outputs * layer.inputs * layer.kernel_height * layer.kernel_width / 2;
   const int64_t budget = eighth > kLeastBudget ? eighth : kLeastBudget;
+  c.x.depth = panel_depth(c, p.body, elements, budget);
   p.slots = threads;
   for (;; --p.slots) {
     const int64_t share = budget / p.slots / 64 * 64;

@@ -4,6 +4,7 @@
 //   Reals: codes are converted, sums are float32; pairs of bfloat16 where AVX512_BF16 is.
 #pragma once
 #include "attention_math.h"
+#include "kernels.h"
 
 namespace sopt {
 namespace {
@@ -35,6 +36,7 @@ struct IntegerWords : Int8Words<P, depth, element> {
   using F = typename P::F;
   using Sum = typename P::I;
   SOPT_INLINE F add(F total, Sum sum, F scale) { return P::fma(P::to_float(sum), scale, total); }
+  // store_codes takes the bits of codes plus kRounder plus kOffset: the lowest are the code's.
 };
 
 template <class P, int depth, class element>
@@ -53,9 +55,9 @@ struct IntegerSingles : IntegerWords<P, 1, int32_t> {
   using typename IntegerWords<P, 1, int32_t>::Sum;
   using typename IntegerWords<P, 1, int32_t>::Words;
   SOPT_INLINE Sum dot(Words a, Words b, Sum c) { return (Sum)a * (Sum)b + c; }
-  SOPT_INLINE void store_elements(int32_t* to, F x) {
-    const Sum integers = P::to_int(x);
-    memcpy(to, &integers, sizeof integers);
+  SOPT_INLINE void store_codes(int32_t* to, Words x) {
+    x -= bits_of(kRounder);
+    memcpy(to, &x, sizeof x);
   }
   SOPT_INLINE Words load_codes(const int8_t* from) { return (Words)P::to_int(P::load(from)); }
 };
@@ -76,9 +78,9 @@ struct IntegerPairs : IntegerWords<P, 2, int16_t> {
     return c + (Sum)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #endif
   }
-  SOPT_INLINE void store_elements(int16_t* to, F x) {
+  SOPT_INLINE void store_codes(int16_t* to, Words x) {
     typedef int16_t Halves __attribute__((vector_size(2 * P::kLanes)));
-    const Halves halves = __builtin_convertvector(P::to_int(x), Halves);
+    const Halves halves = __builtin_convertvector(x, Halves);
     memcpy(to, &halves, sizeof halves);
   }
   SOPT_INLINE Words load_codes(const int8_t* from) {
@@ -104,7 +106,9 @@ struct IntegerFours : IntegerWords<P, 4, uint8_t> {
   SOPT_INLINE Sum dot(Words a, Words b, Sum c) {
     return (Sum)_mm512_dpbusd_epi32((__m512i)c, (__m512i)a, (__m512i)b);
   }
-  SOPT_INLINE void store_elements(uint8_t* to, F x) { P::store((int8_t*)to, x); }
+  SOPT_INLINE void store_codes(uint8_t* to, Words x) {
+    _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)x));
+  }
   SOPT_INLINE Words load_codes(const int8_t* from) { return (Words)_mm512_loadu_si512(from); }
 };
 template <class P>

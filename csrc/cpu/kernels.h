@@ -61,6 +61,7 @@ struct LowRank {
   float scale;
 };
 constexpr int64_t kLowRankRows = 32;  // of an item of work
+
 // What int8 layers and their gradients read and write, see sopt_int8_conv2d_cpu. Of a gradient, the
 // image is that of the results, and the result that of the inputs.
 struct Int8Call {
@@ -69,6 +70,7 @@ struct Int8Call {
   struct {
     sopt_image image;
     int64_t channels, words, pitch;  // of a pixel; as many words as hold them; to the next pixel
+    int64_t depth;                   // words of a pixel that a panel has codes for
   } x;
   struct {
     void* data;
@@ -77,6 +79,7 @@ struct Int8Call {
   struct {
     int64_t height, width;
     int64_t pixels, read;  // of a tile; that it reads at most
+    int64_t totals;        // pixels, or 0 where the kernel's one element gives the whole result
   } tile;
   int64_t groups;  // of panels: so many items for each tile
 };

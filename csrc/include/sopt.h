@@ -289,7 +289,7 @@ typedef enum SOPT_INT { SOPT_ELEMENTS_REAL = 0, SOPT_ELEMENTS_INT8 = 1 } sopt_el
 
 /* The functions below take 64-byte aligned scratch, of as many bytes as these say for the same
  * arguments at the same level: at most an eighth of the layer's weight in float32, or what the
- * smallest tile of one thread needs, or 64 KiB, whichever is most. Nothing else is taken but up to
+ * smallest tile of one thread needs, or 48 KiB, whichever is most. Nothing else is taken but up to
  * 200 KiB of each thread's stack. -1 where an argument would be refused. */
 SOPT_API int64_t sopt_int8_conv2d_scratch_cpu(const sopt_int8_layer* layer, const sopt_image* x,
                                               sopt_dtype dtype, sopt_elements elements,

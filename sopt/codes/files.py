@@ -4,7 +4,8 @@ The difference is a safetensors file that has, of each layer whose codes changed
 (uint8, a bit for each code in row-major order, the first one lowest; the layer's inputs are last)
 and ``codes`` (int8, the new values of those that changed, in this order), or of each layer whose
 scales changed ``scales`` (float32, whole), all by the name ``unet.<layer>.<kind>``. Its header says
-of which base it is, by :class:`~.tensors.CodesFingerprint`.
+of which base it is, by :class:`~.tensors.CodesFingerprint`, and which room it has
+for moves.
 
 The model is a folder in diffusers' layout whose U-Net is a file of :mod:`sopt.models.int8_file`.
 """
@@ -12,82 +13,84 @@ The model is a folder in diffusers' layout whose U-Net is a file of :mod:`sopt.m
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..files import load_metadata, save_tensors, write_json
+from ..files import load_metadata, save_tensors
 from ..models import Model
-from ..models.folder import INT8_FILE
-from ..models.int8_file import read_int8
+from ..models.folder import INT8_FILE, write_folder
+from ..models.storage import Int8Storage
 from ..models.weights import SafetensorsFile
-from ..quantization import Int8Layer, Int8Weight, quantizable_layers
-from .tensors import CodesFingerprint
+from ..quantization import Int8Layer
+from .tensors import CodesFingerprint, Room, base_weights, make_room
 
 DIFFERENCE = "unet_int8_difference.safetensors"
 MODEL_FOLDER = "int8_model"
 KEY = "sopt_int8_difference"  # in the file's metadata
-_VERSION = 1
+_VERSION = 2
 
 
-def save_difference(file: Path, model: Model, trained: dict[str, Tensor]) -> None:
-    """Write how codes or scales, by canonical name, differ from the model's own.
+def save_difference(file: Path, model: Model, trained: dict[str, Tensor], room: Room) -> None:
+    """Write how codes and scales, by canonical name, differ from the model's own.
 
     There is never a second set of codes: the model's are read one layer at a time, and the
     difference takes the memory of ``trained``, which is empty afterwards.
+
+    Args:
+        room: That codes were trained with.
     """
     tensors: dict[str, Tensor] = {}
     base = CodesFingerprint()
-    for layer, weight in _base(model):
+    for layer, weight in base_weights(model, room):
         base.add(layer, *weight)
-        codes = trained.pop(name := f"unet.{layer}.codes", None)
-        if codes is not None and not torch.equal(codes, weight.codes):
-            changed = codes != weight.codes
-            bits = np.packbits(changed.numpy(), bitorder="little")
+        codes = trained.pop(name := f"unet.{layer}.codes")
+        if not torch.equal(codes, weight.codes):
+            changed = (codes != weight.codes).numpy()
+            bits = np.packbits(changed, bitorder="little")
             tensors[f"unet.{layer}.changed"] = torch.from_numpy(bits)
-            values = codes[changed]
+            # By numpy: torch would make four int64 indices for each value.
+            values = torch.from_numpy(codes.numpy()[changed])
             tensors[name] = codes.view(-1)[: len(values)].copy_(values)
-        scales = trained.pop(name := f"unet.{layer}.scales", None)
-        if scales is not None and not torch.equal(scales, weight.scales):
+        scales = trained.pop(name := f"unet.{layer}.scales")
+        if not torch.equal(scales, weight.scales):
             tensors[name] = scales
-    about = json.dumps({"version": _VERSION, "base": base.hexdigest()}, sort_keys=True)
+    content = {"version": _VERSION, "base": base.hexdigest(), "room": asdict(room)}
+    about = json.dumps(content, sort_keys=True)
     save_tensors(file, tensors, {"format": "pt", KEY: about})
 
 
+def rehearse_difference(model: Model, trained: dict[str, Tensor], room: Room) -> None:
+    """Have in memory what :func:`save_difference` has at most, by the shapes alone."""
+    for layer, weight in base_weights(model, room):
+        changed = torch.empty_like(weight.codes, dtype=torch.bool)
+        values = torch.empty_like(trained[f"unet.{layer}.codes"])
+        del weight, changed, values
+
+
 def save_int8_model(folder: Path, model: Model, trained: Mapping[str, Tensor]) -> None:
-    """Write a model whose U-Net has these codes or scales; all that they do not replace is the
-    model's own, in float32, and so are text encoders, VAE and tokenizers, as they are stored."""
-    skeleton = model.skeleton("unet")
+    """Write a model whose U-Net has these codes and scales; all that they do not replace is the
+    model's own, one tensor at a time, in float32, and so are text encoders, VAE and tokenizers, as
+    they are stored."""
+    skeleton = model.skeleton("unet", dtype=Int8Storage(torch.float32))
     source = model.source("unet", skeleton)
-    layers = quantizable_layers(skeleton)
-    tensors = {name.removeprefix("unet."): tensor for name, tensor in trained.items()}
-    for name, weight in skeleton.named_parameters():
-        layer, _, leaf = name.rpartition(".")
-        if layer not in layers or leaf != "weight":
-            tensors[name] = torch.empty(weight.shape)
-            source.read(name, tensors[name])
-            continue
-        base = read_int8(source, layer, weight)
-        for kind, tensor in zip(Int8Weight._fields, base, strict=True):
-            tensors.setdefault(f"{layer}.{kind}", tensor)
-    save_tensors(folder / "unet" / INT8_FILE, tensors, {"format": "pt"})
-    del tensors
-    index: dict[str, Any] = {"_class_name": model.kind.pipeline.__name__}
-    for component, made in model.kind.components.items():
-        if component != "unet":
-            model.weights.write(component, folder / component)
-        if component in model.configs:
-            write_json(folder / component / "config.json", dict(model.configs[component]))
-        index[component] = [made.__module__.partition(".")[0], made.__name__]
-    write_json(folder / "scheduler" / "scheduler_config.json", dict(model.configs["scheduler"]))
-    index["scheduler"] = ["diffusers", model.scheduler_class]
-    write_json(folder / "model_index.json", index)  # the last: there is no model before it
+    weights = skeleton.state_dict()
+
+    def read(name: str) -> Tensor:
+        if (own := trained.get(f"unet.{name}")) is not None:
+            return own
+        source.read(name, value := torch.empty(weights[name].shape))
+        return value
+
+    def write_unet(unet: Path) -> None:
+        save_tensors(unet / INT8_FILE, weights, {"format": "pt"}, read)
+
+    write_folder(model, folder, write_unet)
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Difference:
 
     file: Path
     base: str  # fingerprint of the int8 weights that it is for
+    room: Room  # that these have
 
     @classmethod
     def open(cls, file: Path) -> Difference | None:
@@ -110,14 +114,15 @@ class Difference:
         content = json.loads(about)
         if content.get("version") != _VERSION:
             raise InputError(f"adapter: {file} is of another version of sopt: {about}")
-        return cls(file, content["base"])
+        return cls(file, content["base"], Room(**content["room"]))
 
-    def apply(self, unet: nn.Module) -> None:
-        """Put the trained codes or scales into a U-Net on int8 weights, in place.
+    def apply(self, unet: nn.Module, model: Model) -> None:
+        """Put the trained codes or scales into a model's U-Net on int8 weights, in place.
 
         Raises:
             InputError: The U-Net is another one than the difference is from.
         """
+        make_room(unet, model, self.room)
         if CodesFingerprint.of(unet) != self.base:
             raise InputError(
                 f"adapter: {self.file} is of another model: it is the difference from int8 weights "
@@ -134,12 +139,4 @@ class Difference:
                 count = layer.codes.numel()
                 changed = torch.from_numpy(np.unpackbits(bits, count=count, bitorder="little"))
                 mask = changed.bool().to(layer.codes.device).view(layer.codes.shape)
-                layer.codes[mask] = stored.read(name).to(layer.codes.device)
-
-
-def _base(model: Model) -> Iterator[tuple[str, Int8Weight]]:
-    """The int8 weights of a model's U-Net, one layer after the other."""
-    skeleton = model.skeleton("unet")
-    source = model.source("unet", skeleton)
-    for layer, owner in quantizable_layers(skeleton).items():
-        yield layer, read_int8(source, layer, owner.weight)
+                layer.codes.masked_scatter_(mask, stored.read(name).to(layer.codes.device))

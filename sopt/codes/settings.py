@@ -10,10 +10,12 @@ from .. import checks
 from ..errors import InputError
 
 INT8_TRAINED = ("codes", "scales")
+ALL = "all"  # layers
 MOST_HEADROOM = 64  # of sopt_kernels.perturb_int8_
 
-# Ours, not a paper's: zo_lr by a coarse search on the bundled model, in bench/results/
-# int8_codes_tiny.json. Many directions for each update of codes, as it is rounded to whole ones.
+# Ours, not a paper's: zo_lr by a coarse search on the bundled model, of all its layers; fewer of
+# them take larger steps (bench/int8_codes_tiny.py). Many directions for each update of codes, as it
+# is rounded to whole ones.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "codes": {"zo_lr": 3e-3, "eps": 3e-3, "num_perturbations": 96},
     "scales": {"zo_lr": 3e-7, "eps": 3e-5},
@@ -30,6 +32,13 @@ class CodesSettings:
         metadata={
             "help": "with train=codes: the largest move of a code in one perturbation, in [1, 64]; "
             "codes stay that far from the ends of int8"
+        },
+    )
+    layers: str = field(
+        default=ALL,
+        metadata={
+            "help": "with train=codes or scales: what is trained: all layers, or those with one of "
+            "these parts in their names, such as attn2.to_v,attn2.to_out"
         },
     )
     zo_clip: float | None = field(
@@ -83,11 +92,20 @@ def check_codes_settings(settings: Mapping[str, Any]) -> None:
             )
 
 
+def _layers(value: Any) -> str:
+    if not isinstance(value, str) or not all(part.strip() for part in value.split(",")):
+        raise InputError(
+            f"layers must be {ALL!r}, or parts of layers' names with commas between, got {value!r}"
+        )
+    return ",".join(part.strip() for part in value.split(","))
+
+
 def _clip(value: Any) -> float | None:
     return None if value is None else checks.positive("zo_clip", value)
 
 
 RULES: dict[str, Callable[[Any], Any]] = {
     "headroom": lambda value: checks.integer("headroom", value, 1, MOST_HEADROOM + 1),
+    "layers": _layers,
     "zo_clip": _clip,
 }

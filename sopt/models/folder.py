@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..files import copy_file
+from ..files import copy_file, write_json
 from .int8_file import QuantizedFile, load_quantized
 from .kinds import NOUNS, Kind, build_on_meta, check_class, kind_of
 from .model import Model, Source, remove_submodules
@@ -154,6 +154,24 @@ class FolderWeights:
         others = sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".bin", ".pt"))
         found = f", which is not read; found {', '.join(others)}, a pickle" if others else ""
         raise InputError(f"{folder} has no {_stem(component)}.safetensors{found}")
+
+
+def write_folder(model: Model, folder: Path, write_unet: Callable[[Path], None]) -> None:
+    """Write a model that :func:`open_folder` reads: the U-Net's weights by ``write_unet``, which is
+    given their folder, and all else as the model has it stored. Until all is there, there is no
+    ``model_index.json``."""
+    index: dict[str, Any] = {"_class_name": model.kind.pipeline.__name__}
+    for component, made in model.kind.components.items():
+        if component == "unet":
+            write_unet(folder / component)
+        else:
+            model.weights.write(component, folder / component)
+        if component in model.configs:
+            write_json(folder / component / "config.json", dict(model.configs[component]))
+        index[component] = [made.__module__.partition(".")[0], made.__name__]
+    write_json(folder / "scheduler" / "scheduler_config.json", dict(model.configs["scheduler"]))
+    index["scheduler"] = ["diffusers", model.scheduler_class]
+    write_json(folder / "model_index.json", index)
 
 
 def weights_name(component: str) -> str:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import save_tensors
-from ..quantization import Int8Weight, quantizable_layers, quantize_weight
+from ..quantization import LARGEST, Int8Weight, quantizable_layers, requantize
 from .model import Source
-from .quantized import rows_of
+from .quantized import quantize_from, rows_of
 from .weights import SafetensorsFile, materialize, stored_tensors
 
 
@@ -70,18 +70,19 @@ def load_quantized(
     return materialize(module, lambda name, _: values.pop(name), activations, fill_int8)
 
 
-def read_int8(source: Source, layer: str, weight: Tensor) -> Int8Weight:
-    """The weight of a layer on int8 codes: as stored, or quantized as it is read.
+def read_int8(source: Source, layer: str, weight: Tensor, largest: int = LARGEST) -> Int8Weight:
+    """The weight of a layer on int8 codes: as stored, or quantized as it is read, by rows.
 
     Args:
         source: Of the layer's network.
         weight: Its float weight on the meta device.
+        largest: No code is beyond it, in [1, 127].
     """
     if isinstance(source, QuantizedFile):
-        return source.int8(layer)
-    value = torch.empty(weight.shape)
-    source.read(f"{layer}.weight", value)
-    return quantize_weight(value)
+        stored = source.int8(layer)
+        return stored if largest == LARGEST else requantize(stored, largest)
+    codes = torch.empty(weight.movedim(1, -1).shape, dtype=torch.int8)
+    return Int8Weight(codes, quantize_from(source, f"{layer}.weight", codes, largest))
 
 
 class QuantizedFile:

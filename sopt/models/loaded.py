@@ -83,16 +83,12 @@ class LoadedWeights:
         return self.components[component]
 
     def write(self, component: str, folder: Path) -> None:
-        write_component(self.components[component], component, folder)
-
-
-def write_component(part: Any, component: str, folder: Path) -> None:
-    """Write a tokenizer, or the weights of a network, that is in memory into a folder."""
-    if component.startswith("tokenizer"):
-        part.save_pretrained(folder)
-    else:
-        weights = dict(part.named_parameters())
-        save_tensors(folder / weights_name(component), weights, {"format": "pt"})
+        part = self.components[component]
+        if component.startswith("tokenizer"):
+            part.save_pretrained(folder)
+        else:
+            weights = dict(part.named_parameters())
+            save_tensors(folder / weights_name(component), weights, {"format": "pt"})
 
 
 @dataclass(frozen=True)

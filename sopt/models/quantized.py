@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from ..budget import readable
 from ..errors import InputError
-from ..quantization import Int8Layer, Int8Weight, become_int8, quantizable_layers, quantize_weight
+from ..quantization import (
+    LARGEST,
+    Int8Layer,
+    Int8Weight,
+    become_int8,
+    quantizable_layers,
+    quantize_weight,
+)
 
 if TYPE_CHECKING:
     from .model import Source
@@ -51,6 +58,27 @@ def rows_of(weight: Tensor, out: Tensor, row: int) -> Tensor:
     return weight[row : row + count].reshape(out.shape)
 
 
+def quantize_from(source: Source, name: str, codes: Tensor, largest: int = LARGEST) -> Tensor:
+    """Fill the codes of a layer from its float weight ``name``, some rows of which are in memory at
+    a time; gives the scales. The bits of :func:`~sopt.quantization.quantize_weight`."""
+    outputs, *kernel, inputs = codes.shape
+    height = min(outputs, max(1, _ELEMENTS // codes[0].numel()))
+    rows = torch.empty(height, inputs, *kernel)
+    scales = torch.empty(outputs)
+    for begin in range(0, outputs, height):
+        part = rows[: min(height, outputs - begin)]
+        source.read(name, part, begin)
+        try:
+            found = quantize_weight(part, largest)
+        except ValueError as error:
+            raise InputError(
+                f"the weights must be finite, but {name} has NaN or infinite values"
+            ) from error
+        codes[begin : begin + height] = found.codes
+        scales[begin : begin + height] = found.scales
+    return scales
+
+
 def quantizing(source: Source, network: nn.Module) -> Source:
     """What reads the weights of a network from a source of floats: those of int8 layers are
     quantized at each read."""
@@ -59,10 +87,7 @@ def quantizing(source: Source, network: nn.Module) -> Source:
 
 
 class _Quantizing:
-    """The bits of :func:`~sopt.quantization.quantize_weight`, with some rows of a weight in memory.
-
-    The codes of a layer are read before its scales.
-    """
+    """The codes of a layer are read before its scales."""
 
     def __init__(self, source: Source, layers: Collection[str]) -> None:
         self._source, self._layers = source, frozenset(layers)
@@ -73,28 +98,9 @@ class _Quantizing:
         if path not in self._layers or leaf == "bias":
             self._source.read(name, out, row)
         elif leaf == "codes":
-            self._scales[path] = self._quantize(f"{path}.weight", out)
+            self._scales[path] = quantize_from(self._source, f"{path}.weight", out)
         else:
             out.copy_(self._scales.pop(path))
-
-    def _quantize(self, name: str, codes: Tensor) -> Tensor:
-        """Fill the codes of a layer; gives the scales."""
-        outputs, *kernel, inputs = codes.shape
-        height = min(outputs, max(1, _ELEMENTS // codes[0].numel()))
-        rows = torch.empty(height, inputs, *kernel)
-        scales = torch.empty(outputs)
-        for begin in range(0, outputs, height):
-            part = rows[: min(height, outputs - begin)]
-            self._source.read(name, part, begin)
-            try:
-                found = quantize_weight(part)
-            except ValueError as error:
-                raise InputError(
-                    f"the weights must be finite, but {name} has NaN or infinite values"
-                ) from error
-            codes[begin : begin + height] = found.codes
-            scales[begin : begin + height] = found.scales
-        return scales
 
 
 class Spool:

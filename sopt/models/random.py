@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from sopt_kernels import add_noise_
 
 from ..errors import InputError, nearest
+from ..files import save_tensors
 from ..quantization import quantizable_layers
-from .folder import CONFIGS, open_folder
+from .folder import CONFIGS, open_folder, weights_name
 from .kinds import build_on_meta
-from .loaded import write_component
 from .model import Model, Source, remove_submodules
 from .quantized import float_shapes, quantizing, rows_of
 from .random_tokenizer import build_tokenizer
@@ -60,9 +60,18 @@ class RandomWeights:
         return draw_weights(network, component, dtype, self.seed, int8)
 
     def write(self, component: str, folder: Path) -> None:
-        tokenizer = component.startswith("tokenizer")
-        part = self.tokenizer(component) if tokenizer else self.load(component, torch.float16, ())
-        write_component(part, component, folder)
+        if component.startswith("tokenizer"):
+            self.tokenizer(component).save_pretrained(folder)
+            return
+        network = self.model.skeleton(component)
+        source = self.source(component, network)
+        weights = {name: weight.half() for name, weight in network.named_parameters()}
+
+        def read(name: str) -> Tensor:
+            source.read(name, value := torch.empty(weights[name].shape, dtype=torch.float16))
+            return value
+
+        save_tensors(folder / weights_name(component), weights, {"format": "pt"}, read)
 
     def source(self, component: str, network: nn.Module) -> Source:
         parts, shapes = dict(network.named_modules()), float_shapes(network)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sopt_kernels import int8_conv2d, int8_linear
 
+LARGEST = 127  # code of a row
 _ROWS = 1 << 20  # elements quantized at a time: bounds memory
 
 
@@ -20,16 +21,18 @@ class Int8Weight(NamedTuple):
     scales: Tensor  # float32
 
 
-def quantize_weight(weight: Tensor) -> Int8Weight:
+def quantize_weight(weight: Tensor, largest: int = LARGEST) -> Int8Weight:
     r"""The weight of a linear layer or a convolution as symmetric int8 codes.
 
-    .. math:: s_n = \max_k |w_{nk}| / 127, \qquad q_{nk} = \mathrm{round}(w_{nk} / s_n)
+    .. math:: s_n = \max_k |w_{nk}| / Q, \qquad q_{nk} = \mathrm{round}(w_{nk} / s_n)
 
-    for each output n, ties to even; s = 1 for a row of zeros. Memory: the codes, and two float32
+    for each output n, ties to even; s = 1 for a row of zeros. With Q = 127 codes are as fine as
+    int8 has them; a smaller Q leaves room for them to move. Memory: the codes, and two float32
     copies of 2^20 elements or of one row.
 
     Args:
         weight: ``(outputs, inputs)`` or ``(outputs, inputs, height, width)``, floating.
+        largest: Q, in [1, 127].
 
     Raises:
         ValueError: A value is NaN or infinite.
@@ -41,17 +44,37 @@ def quantize_weight(weight: Tensor) -> Int8Weight:
     last = weight.movedim(1, -1)
     codes = torch.empty(last.shape, dtype=torch.int8, device=weight.device)
     scales = torch.empty(len(last), device=weight.device)
-    rows = max(1, _ROWS // max(1, last[0].numel()))
-    for begin in range(0, len(last), rows):
-        part = last[begin : begin + rows].float()
-        largest = part.flatten(1).abs().amax(1)
-        if not torch.isfinite(largest).all():
+    for begin, end in _pieces(last):
+        part = last[begin:end].float()
+        reach = part.flatten(1).abs().amax(1)
+        if not torch.isfinite(reach).all():
             raise ValueError("weight must be finite, got NaN or infinite values")
-        scale = torch.where(largest > 0, largest / 127, 1.0)
-        scales[begin : begin + rows] = scale
+        scale = torch.where(reach > 0, reach / largest, 1.0)
+        scales[begin:end] = scale
         quotients = part / scale.view(-1, *[1] * (part.dim() - 1))
-        codes[begin : begin + rows] = quotients.round_().clamp_(-127, 127)
+        codes[begin:end] = quotients.round_().clamp_(-largest, largest)
     return Int8Weight(codes, scales)
+
+
+def requantize(weight: Int8Weight, largest: int) -> Int8Weight:
+    """The same weight with no code beyond ``largest``, in [1, 127]: rows that have one get a larger
+    scale, and their codes are rounded again; the others stay. Use :func:`quantize_weight` where the
+    weight itself is still there."""
+    codes, scales = torch.empty_like(weight.codes), torch.empty_like(weight.scales)
+    for begin, end in _pieces(weight.codes):
+        part, scale = weight.codes[begin:end].float(), weight.scales[begin:end]
+        factor = (part.flatten(1).abs().amax(1) / largest).clamp_(min=1)
+        scales[begin:end] = scale * factor
+        part /= factor.view(-1, *[1] * (part.dim() - 1))
+        codes[begin:end] = part.round_().clamp_(-largest, largest)
+    return Int8Weight(codes, scales)
+
+
+def _pieces(rows: Tensor) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that are changed at a time."""
+    step = max(1, _ROWS // max(1, rows[0].numel()))
+    for begin in range(0, len(rows), step):
+        yield begin, min(begin + step, len(rows))
 
 
 class Int8Layer(nn.Module):

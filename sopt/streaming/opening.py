@@ -33,7 +33,6 @@ def open_network(
     *,
     hole: range = range(0),
     stream: bool = False,
-    checkpointing: bool = False,
 ) -> UnitNetwork:
     """The U-Net without the units of a hole, whose weights are never read.
 
@@ -42,7 +41,6 @@ def open_network(
             streamed one is read again and again, which ``model.spool`` makes cheap.
         hole: Positions in :func:`units_of`.
         stream: Weights stay in the file, else all that is left is loaded.
-        checkpointing: As for :class:`UnitNetwork`; a streamed network always does.
     """
     units, dtype = units_of(model), model.storage("unet", dtype)
     dropped = [path for i in hole for path in units[i].modules]
@@ -50,7 +48,7 @@ def open_network(
     source = model.source("unet", unet)
     if not stream:
         unet = _load(unet, source, dtype, device)
-        return UnitNetwork(unet, units, hole=hole, checkpointing=checkpointing)
+        return UnitNetwork(unet, units, hole=hole)
     parts = {i: unit.modules for i, unit in enumerate(units) if i not in hole}
     reader = Reader(unet, parts, source, float_dtype(dtype), device)
     return UnitNetwork(unet, units, reader, hole, checkpointing=True)

@@ -37,7 +37,7 @@ def int8_linear(
     ``gradient * scales`` (rounded to bfloat16 first, on processors with AVX512_BF16, where it is
     bfloat16); it keeps neither ``x`` nor a weight.
 
-    Memory: the result, and as scratch at most an eighth of the weight in float32 or 64 KiB,
+    Memory: the result, and as scratch at most an eighth of the weight in float32 or 48 KiB,
     whichever is more, and 768 KiB a thread.
 
     Args:
