@@ -36,8 +36,8 @@ def draw(
     model: Any,
     adapter: Path | None,
     *,
-    prompt: str,
-    seeds: Sequence[int],
+    prompts: Sequence[str],
+    seeds: Sequence[Sequence[int]],
     steps: int,
     guidance: float,
     negative_prompt: str | None,
@@ -50,7 +50,8 @@ def draw(
     offload: str,
     two_paths: bool,
 ) -> list[Image.Image]:
-    """As :func:`sopt.generate`, with the settings checked and the adapter's file found."""
+    """As :func:`sopt.generate`, with the settings checked and the adapter's file found; ``seeds``
+    of each prompt's pictures."""
     if offload == "stream":
         map_large_blocks()
     device = resolve_device(device)
@@ -81,19 +82,29 @@ def draw(
         stream=offload == "stream",
         cut=cut,
     )
-    texts = stages.encode(prompt, negative_prompt, guided=guidance > 1)
-    batches = [seeds[i : i + batch_size] for i in range(0, len(seeds), batch_size)]
+    texts = stages.encode(prompts, negative_prompt, guided=guidance > 1)
+    wanted = [Wanted(row, seed) for row, own in enumerate(seeds) for seed in own]
+    batches = [wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size)]
     latents = stages.denoise(texts, batches, side, steps, guidance)
     processor = opened.pipeline().image_processor
     pictures: list[Image.Image] = []
-    for pixels in stages.decode(latents):
-        if not pixels.isfinite().all():
-            raise InputError(
-                f"the pictures of {prompt!r} have values that are not finite: the adapter is "
-                f"damaged, or weights={weights!r} overflows in this model"
-            )
+    for batch, pixels in zip(batches, stages.decode(latents), strict=True):
+        for one, drawn in zip(batch, pixels, strict=True):
+            if not drawn.isfinite().all():
+                raise InputError(
+                    f"the pictures of {prompts[one.prompt]!r} have values that are not finite: the "
+                    f"adapter is damaged, or weights={weights!r} overflows in this model"
+                )
         pictures += processor.postprocess(pixels, output_type="pil")
     return pictures
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A picture that is to be drawn."""
+
+    prompt: int  # which of the prompts
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -113,9 +124,9 @@ class Stages:
 
     @torch.no_grad()
     def encode(
-        self, prompt: str, negative_prompt: str | None = None, *, guided: bool
+        self, prompts: Sequence[str], negative_prompt: str | None = None, *, guided: bool
     ) -> dict[str, Tensor]:
-        """The texts by the names under which the pipeline takes them."""
+        """The texts, (prompts, ...), by the names under which the pipeline takes them."""
         components: dict[str, Any] = {}
         for encoder, tokenizer in self.model.kind.tokenizers.items():
             components[encoder] = self._load(encoder)
@@ -126,28 +137,33 @@ class Stages:
                     components[tokenizer], self.token.token, len(row)
                 )
                 add_rows(components[encoder], row, first)
-        outputs = self.model.pipeline(**components).encode_prompt(
-            prompt=prompt,
-            device=self.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=guided,
-            negative_prompt=negative_prompt,
-        )
+        pipeline = self.model.pipeline(**components)
+        outputs = [
+            pipeline.encode_prompt(  # one after the other: none's bits depend on the others
+                prompt=prompt,
+                device=self.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=guided,
+                negative_prompt=negative_prompt,
+            )
+            for prompt in prompts
+        ]
         names = ["prompt_embeds", "negative_prompt_embeds"]
         if self.model.takes_sizes:
             names += ["pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
-        return {name: x for name, x in zip(names, outputs, strict=True) if x is not None}
+        by_name = zip(names, zip(*outputs, strict=True), strict=True)
+        return {name: torch.cat(rows) for name, rows in by_name if rows[0] is not None}
 
     @torch.no_grad()
     def denoise(
         self,
         texts: dict[str, Tensor],
-        batches: Sequence[Sequence[int]],
+        batches: Sequence[Sequence[Wanted]],
         side: int,
         steps: int,
         guidance: float,
     ) -> list[Tensor]:
-        """The latents of each batch of seeds, (batch, channels, height, width)."""
+        """The latents of each batch of pictures, (batch, channels, height, width)."""
         unet = self._load("unet")
         if self.low_memory:
             speed_up_forwards(unet)
@@ -156,16 +172,15 @@ class Stages:
         pipeline = self.model.pipeline(unet=unet)
         return [
             pipeline(
-                **texts,
+                **{name: text[[one.prompt for one in batch]] for name, text in texts.items()},
                 height=side,
                 width=side,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
-                num_images_per_prompt=len(seeds),
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                generator=[torch.Generator("cpu").manual_seed(one.seed) for one in batch],
                 output_type="latent",
             ).images
-            for seeds in batches
+            for batch in batches
         ]
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ from .codes.tensors import room_of
 from .config import METHODS, TrainConfig
 from .data import Picture
 from .devices import weight_storage
-from .drawing import Stages
+from .drawing import Stages, Wanted
 from .errors import InputError
 from .hollow.cuts import cut_of, list_cuts
 from .hollow.precompute import MOST
@@ -316,8 +316,8 @@ class _Simulation:
             loaded = {name: weight.to(float_dtype(dtype)) for name, weight in adapter.items()}
         with memory.phase("sample"):
             stages = Stages(self._model, dtype, cpu, low_memory=True, stream=stream, cut=cut)
-            texts = stages.encode(config.prompt, guided=True)
-            latents = stages.denoise(texts, [[0]], config.resolution, 1, GUIDANCE)
+            texts = stages.encode([config.prompt], guided=True)
+            latents = stages.denoise(texts, [[Wanted(0, 0)]], config.resolution, 1, GUIDANCE)
             for _ in stages.decode(latents):
                 pass
         del adapter, loaded

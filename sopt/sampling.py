@@ -22,6 +22,7 @@ from .settings_file import read_yaml
 
 STEPS = 25  # of the model's own scheduler
 GUIDANCE = 7.5  # diffusers' default for Stable Diffusion
+SEEDS_A_PROMPT = 1000  # so a picture's seed does not depend on how many there are of a prompt
 GRID_GAP = 4  # pixels between the pictures of a grid
 LABEL_HEIGHT = 14  # pixels
 
@@ -30,7 +31,7 @@ def generate(
     model: Any = "tiny",
     adapter: Any = None,
     *,
-    prompt: str,
+    prompt: str | Sequence[str],
     seed: int = 0,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
@@ -45,13 +46,14 @@ def generate(
     offload: str = "none",
     two_paths: bool = True,
 ) -> list[Image.Image]:
-    """Draw ``num_images`` pictures of ``prompt``.
+    """Draw ``num_images`` pictures of ``prompt``, or of each of several prompts, in their order.
 
     A stock pipeline with the model's own scheduler draws them, so these are the pictures that
     diffusers gives for ``load_lora_weights(adapter)`` and the generator
-    ``torch.Generator("cpu").manual_seed(seed + i)`` for picture ``i``. Its components come one
-    after the other: text encoders, U-Net, VAE. PyTorch's global generators are neither read nor
-    advanced.
+    ``torch.Generator("cpu").manual_seed(seed + i)`` for picture ``i``, of several prompts
+    ``seed + 1000 p + i`` for picture ``i`` of prompt ``p``. Its components come one after the
+    other: text encoders, U-Net, VAE, each loaded once for all prompts. PyTorch's global generators
+    are neither read nor advanced.
 
     Args:
         model: "tiny" (bundled), a diffusers folder, a hub id or a loaded pipeline, which is
@@ -64,8 +66,8 @@ def generate(
         guidance: Classifier-free guidance scale; up to 1 there is none and a step costs half.
         adapter_scale: Factor on a LoRA's weights; 0 is the model alone.
         num_images: How many, of seeds ``seed``, ``seed + 1``, ...
-        batch_size: Drawn at once, in that many times the memory of one. A picture drawn together
-            with others may differ from the one drawn alone in its last bits.
+        batch_size: Drawn at once, of all prompts, in that many times the memory of one. A picture
+            drawn together with others may differ from the one drawn alone in its last bits.
         resolution: Side in pixels, a multiple of the VAE's factor and of 8; the model's own if
             not given.
         device: Where to draw; the GPU if there is one, if not given.
@@ -89,7 +91,9 @@ def generate(
         >>> pictures[0].save("beach.png")
     """
     checks.choice("offload", offload, OFFLOADS)
-    _check_settings(prompt, seed, steps, guidance, adapter_scale, num_images, batch_size)
+    prompts = [prompt] if isinstance(prompt, str) or prompt is None else list(prompt)
+    _check_settings(prompts, seed, steps, guidance, adapter_scale, num_images, batch_size)
+    firsts = [seed + SEEDS_A_PROMPT * number for number in range(len(prompts))]
     file = None if adapter is None else adapter_file(adapter)
 
     from . import drawing
@@ -97,8 +101,8 @@ def generate(
     return drawing.draw(
         model,
         file,
-        prompt=prompt,
-        seeds=range(seed, seed + num_images),
+        prompts=prompts,
+        seeds=[range(first, first + num_images) for first in firsts],
         steps=steps,
         guidance=guidance,
         negative_prompt=negative_prompt,
@@ -162,7 +166,7 @@ def png_bytes(picture: Image.Image) -> bytes:
 
 
 def _check_settings(
-    prompt: str,
+    prompts: Sequence[str],
     seed: int,
     steps: int,
     guidance: float,
@@ -170,15 +174,23 @@ def _check_settings(
     num_images: int,
     batch_size: int,
 ) -> None:
-    if not isinstance(prompt, str):
-        raise InputError(f"prompt must be a text, got {prompt!r}")
+    if not prompts:
+        raise InputError("prompt must be a text, or several, got none")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt must be a text, got {prompt!r}")
     for name, count in [("steps", steps), ("num_images", num_images), ("batch_size", batch_size)]:
         if not isinstance(count, int) or count < 1:
             raise InputError(f"{name} must be a whole number, at least 1, got {count!r}")
-    if not isinstance(seed, int) or not 0 <= seed <= 2**64 - num_images:
+    if len(prompts) > 1 and num_images > SEEDS_A_PROMPT:
         raise InputError(
-            f"seed must be a whole number, and so must those of {num_images} pictures counted "
-            f"from it, in [0, 2**64), got {seed!r}"
+            f"num_images must be at most {SEEDS_A_PROMPT} with several prompts, got {num_images}"
+        )
+    count = SEEDS_A_PROMPT * (len(prompts) - 1) + num_images
+    if not isinstance(seed, int) or not 0 <= seed <= 2**64 - count:
+        raise InputError(
+            f"seed must be a whole number, and so must the {count} counted from it for the "
+            f"pictures, in [0, 2**64), got {seed!r}"
         )
     for name, number in [("guidance", guidance), ("adapter_scale", adapter_scale)]:
         if not isinstance(number, (int, float)) or not math.isfinite(number):

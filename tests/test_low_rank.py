@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners import lora
 from torch import Tensor, nn
 
@@ -133,6 +134,17 @@ def test_a_lora_layer_without_gradient_computes_what_peft_does():
         assert torch.equal(block.to_q(x), block.to_q.base_layer(x))
     with_gradient = block.to_q(x)
     assert with_gradient.requires_grad
+
+
+@pytest.mark.parametrize("option", ["use_dora", "lora_bias"])
+def test_adapters_of_another_kind_stay_as_peft_computes_them(option):
+    block = Block().to(torch.bfloat16)
+    config = LoraConfig(r=4, target_modules=["to_q"], **{option: True})
+    inject_adapter_in_model(config, block)
+    block.to_q.lora_A.float()
+    block.to_q.lora_B.float()
+    speed_up_forwards(block)
+    assert type(block.to_q) is lora.Linear
 
 
 def test_float32_keeps_the_layers_of_peft():

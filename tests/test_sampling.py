@@ -106,6 +106,22 @@ def test_picture_i_has_the_seed_plus_i(model):
     assert difference(pictures[2], again) == 0
 
 
+def test_several_prompts_are_drawn_as_each_alone_would_be(model, run_folder):
+    prompts = [PROMPT, "a red car", PROMPT]
+    settings = {"steps": STEPS, "num_images": 2, "batch_size": 2, "guidance": 3.0}
+    together = generate(model, run_folder, prompt=prompts, seed=4, **settings)
+    alone = []
+    for number, prompt in enumerate(prompts):
+        alone += generate(model, run_folder, prompt=prompt, seed=4 + 1000 * number, **settings)
+    assert [difference(a, b) for a, b in zip(together, alone, strict=True)] == [0] * 6
+    assert difference(together[0], together[4]) > 0
+    # Batches that reach from one prompt into the next; see below for the last bits.
+    mixed = generate(model, run_folder, prompt=prompts, seed=4, **settings | {"batch_size": 3})
+    apart = min(difference(together[0], other) for other in together[1:])
+    for one, other in zip(together, mixed, strict=True):
+        assert difference(one, other) < apart / 20
+
+
 def test_pictures_drawn_together_are_those_drawn_alone(model, run_folder):
     alone = generate(model, run_folder, prompt=PROMPT, seed=3, steps=STEPS, num_images=3)
     together = generate(
@@ -187,6 +203,10 @@ def test_pictures_that_are_not_finite_are_refused(model, tmp_path, run_folder):
     ("settings", "message"),
     [
         ({"prompt": None}, "prompt must be a text"),
+        ({"prompt": []}, "prompt must be a text, or several, got none"),
+        ({"prompt": ["a dog", 1]}, "prompt must be a text, got 1"),
+        ({"prompt": ["a", "b"], "num_images": 1001}, "num_images must be at most 1000 with sev"),
+        ({"prompt": ["a", "b"], "seed": 2**64 - 1000}, "seed must be .* the 1001 counted"),
         ({"steps": 0}, "steps must be .* at least 1, got 0"),
         ({"steps": 2.5}, "steps must be a whole number"),
         ({"num_images": -1}, "num_images must be .* at least 1, got -1"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +46,8 @@ def fake_runs(monkeypatch):
 
     def run(method, subject, seed, protocol, chosen):
         calls.append((method, subject, seed, dict(chosen)))
-        return line(method, subject, seed, float(subject), dict(chosen))
+        row = line(method, subject, seed, float(subject), dict(chosen))
+        return row | {"protocol": asdict(protocol)}
 
     monkeypatch.setattr(running, "run_line", run)
     monkeypatch.setattr(running, "estimate", lambda method, protocol: 10.0)
@@ -89,8 +90,7 @@ def test_runs_that_are_there_are_not_done_again(fake_runs, tmp_path, caplog):
     assert len(read_lines(file)) == 8
     benchmark_tiny(file, **SMALL, **some, subjects=[0])
     assert len(fake_runs) == 8
-    with pytest.raises(KeyError):  # of another protocol: run again, and the fake's is not of it
-        benchmark_tiny(file, **SMALL | {"steps": 3}, **some, subjects=[0])
+    benchmark_tiny(file, **SMALL | {"steps": 3}, **some, subjects=[0])  # of another protocol
     assert len(fake_runs) == 12
 
 
@@ -102,7 +102,10 @@ def test_the_search_tries_each_method_six_times_on_two_other_subjects(
 
     def run(method, subject, seed, protocol, chosen):
         fake_runs.append((method, subject, seed, dict(chosen)))
-        return line(method, subject, seed, float(dict(chosen) == dict(best)), dict(chosen))
+        # The protocol of the search has half of the pictures.
+        assert protocol.images_per_prompt == (1 if subject >= TUNING else 2)
+        row = line(method, subject, seed, float(dict(chosen) == dict(best)), dict(chosen))
+        return row | {"protocol": asdict(protocol)}
 
     monkeypatch.setattr(running, "run_line", run)
     some = {"methods": ["none", "tap"], "seeds": [0], "subjects": [0]}
@@ -240,7 +243,7 @@ def test_a_run_trains_draws_and_scores(method, monkeypatch):
 
 def test_fewer_pictures_than_asked_are_refused(monkeypatch):
     monkeypatch.setattr(running, "generate", lambda *_, **__: [])
-    with pytest.raises(InputError, match=r"'a sks .*' got 0 of 2 pictures"):
+    with pytest.raises(InputError, match=r"9 prompts from 'a sks .*' on got 0 of 18"):
         run_line("none", 0, 0, PROTOCOL, {})
 
 

@@ -87,7 +87,7 @@ def speed_up_forwards(unet: Any) -> None:
     if not has_fast_layers(unet.dtype, unet.device):
         return
     for module in unet.modules():
-        if type(module) is lora.Linear and _is_float32_without_dropout(module):
+        if type(module) is lora.Linear and _is_vanilla(module):
             module.__class__ = ForwardLora  # by class: see sopt/frozen.py
         elif type(module) is nn.Conv2d:
             weight = module.weight.data.to(memory_format=torch.channels_last)
@@ -100,7 +100,12 @@ def has_fast_layers(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.bfloat16 and device.type == "cpu"
 
 
-def _is_float32_without_dropout(layer: lora.Linear) -> bool:
-    factors = [factor.weight for pair in (layer.lora_A, layer.lora_B) for factor in pair.values()]
+def _is_vanilla(layer: lora.Linear) -> bool:
+    """Whether the layer adds ``B A x`` times a scale, in float32, and nothing else."""
+    factors = [factor for pair in (layer.lora_A, layer.lora_B) for factor in pair.values()]
     dropped = any(not isinstance(dropout, nn.Identity) for dropout in layer.lora_dropout.values())
-    return not dropped and all(factor.dtype == torch.float32 for factor in factors)
+    return (
+        not dropped
+        and not layer.lora_variant  # such as DoRA
+        and all(each.bias is None and each.weight.dtype == torch.float32 for each in factors)
+    )

@@ -26,7 +26,8 @@ from ...trainer import train
 from .methods import METHODS, TOKEN, Method
 from .scores import Task, draw_real, forget, make_task, score
 
-SEEDS_A_RUN, SEEDS_A_PROMPT = 10**6, 1000  # a picture's seed does not depend on how many there are
+SEEDS_A_RUN = 10**6  # a picture's seed does not depend on how many there are
+BATCH = 12  # pictures of all prompts drawn at once
 UNIT = 1 / 40  # of a run's steps, to learn what a whole one would take
 
 
@@ -75,7 +76,7 @@ def run_line(
                 run = _train(task, kind, seed, kind.training(protocol.steps, chosen), Path(folder))
                 line |= _costs(run)
             trained = time.perf_counter()
-            pictures = _draw(task, kind, run, seed, protocol)
+            pictures = draw_prompts(task, _words(task, kind), run, seed, protocol)
     drawn = time.perf_counter()
     line["scores"] = score(task, pictures)
     line["seconds"] = {"train": trained - started, "draw": drawn - trained}
@@ -100,7 +101,7 @@ def estimate(method: str, protocol: Protocol) -> float:
             training = used + more * share * usual_seconds(run.history)
         cores = time.process_time()
         first = Task(task.subject, task.photos, task.prompts[:1])
-        _draw(first, kind, run, 0, protocol)
+        draw_prompts(first, _words(task, kind), run, 0, protocol)
         return training + (time.process_time() - cores) * len(task.prompts)
 
 
@@ -134,30 +135,36 @@ def _train(task: Task, method: Method, seed: int, settings: Mapping[str, Any], f
     )
 
 
-def _draw(
-    task: Task, method: Method, run: Run | None, seed: int, protocol: Protocol
+def _words(task: Task, method: Method) -> str:
+    return TOKEN if method.token else f"sks {task.subject.kind}"
+
+
+def draw_prompts(
+    task: Task, words: str, run: Run | Path | None, seed: int, protocol: Protocol
 ) -> list[list[Image.Image]]:
-    words = TOKEN if method.token else f"sks {task.subject.kind}"
-    pictures = []
-    for number, prompt in enumerate(task.prompts):
-        drawn = generate(
-            "tiny",
-            run,
-            prompt=prompt.text(words),
-            seed=SEEDS_A_RUN * seed + SEEDS_A_PROMPT * number,
-            steps=protocol.sampling_steps,
-            guidance=protocol.guidance,
-            num_images=protocol.images_per_prompt,
-            batch_size=protocol.images_per_prompt,
-            weights="float32" if run is None else run.config.weights,
+    """Pictures of each prompt, with ``words`` for the subject, by a run or an adapter's file.
+
+    Raises:
+        InputError: There are fewer than asked, or one is not finite.
+    """
+    texts, count = [prompt.text(words) for prompt in task.prompts], protocol.images_per_prompt
+    drawn = generate(
+        "tiny",
+        run,
+        prompt=texts,
+        seed=SEEDS_A_RUN * seed,
+        steps=protocol.sampling_steps,
+        guidance=protocol.guidance,
+        num_images=count,
+        batch_size=BATCH,
+        weights=run.config.weights if isinstance(run, Run) else "float32",
+    )
+    if len(drawn) < count * len(texts):
+        raise InputError(
+            f"the {len(texts)} prompts from {texts[0]!r} on got {len(drawn)} of "
+            f"{count * len(texts)} pictures"
         )
-        if len(drawn) < protocol.images_per_prompt:
-            raise InputError(
-                f"the prompt {prompt.text(words)!r} got {len(drawn)} of "
-                f"{protocol.images_per_prompt} pictures"
-            )
-        pictures.append(drawn)
-    return pictures
+    return [drawn[first : first + count] for first in range(0, len(drawn), count)]
 
 
 def _costs(run: Run) -> dict[str, Any]:

@@ -1,9 +1,13 @@
-"""The search: the same effort for every method, on subjects that are not in the table."""
+"""The search: the same effort for every method, on subjects that are not in the table.
+
+Its runs are as long as those of the table, because learning rates are chosen for a number of steps.
+Of each prompt they draw half of the pictures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,8 @@ class SearchFile:
     """The lines of the search, in a file of their own."""
 
     def __init__(self, file: Path, protocol: Protocol) -> None:
-        self._file, self._protocol = file, protocol
+        images = max(1, protocol.images_per_prompt // 2)
+        self._file, self._protocol = file, replace(protocol, images_per_prompt=images)
 
     def complete(self, methods: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """Do the trials that are missing; the chosen settings of each method that has trials."""

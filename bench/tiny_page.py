@@ -1,0 +1,119 @@
+"""The tables of docs/tiny.md, from bench/results/tiny_*.json: ``python -m bench.tiny_page``.
+
+``--check`` fails if they would change. The figures come from ``python -m bench.tiny_experiments``
+and ``python -m bench.tiny_variants``; a table without figures says which command is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from statistics import mean
+from typing import Any
+
+from sopt.evaluation.tiny.intervals import interval
+
+from .generated import RESULTS, rewrite
+
+Rows = Mapping[str, Any]
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    lines = [list(heads), *(list(row) for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return [f"| {' | '.join(line)} |" for line in lines] + [""]
+
+
+def blocks(rows: Rows) -> list[str]:
+    found = list(rows.values())
+    heads = ["block", "parameters", "change of the weights", "gain without it", "gain of it alone"]
+    lines = []
+    for name, first in found[0]["blocks"].items():
+        own = [row["blocks"][name] for row in found]
+        before = mean(row["before"] for row in found)
+        gains = [before - mean(each[k] for each in own) for k in ("loss_without", "loss_alone")]
+        change = f"{mean(each['change'] for each in own):.3f}"
+        lines.append([name, str(first["parameters"]), change, *(f"{gain:+.5f}" for gain in gains)])
+    whole = ", ".join(f"{row['before'] - row['after']:+.5f}" for row in found)
+    return [f"Gain of the whole adapter, subject by subject: {whole}.", "", *table(heads, lines)]
+
+
+def gain(rows: Rows) -> list[str]:
+    found = list(rows.values())
+    rates = list(found[0][0]["after"])
+    heads = ["steps of backprop-low before", *(f"gain at zo_lr {rate}" for rate in rates)]
+    lines = []
+    for i, row in enumerate(found[0]):
+        gains = [
+            mean(each[i]["before"]["all"] - each[i]["after"][rate]["all"] for each in found)
+            for rate in rates
+        ]
+        lines.append([f"{row['share']:.0%}", *(f"{each:+.5f}" for each in gains)])
+    return table(heads, lines)
+
+
+def timesteps(rows: Rows) -> list[str]:
+    found = [row["by_timesteps"] for row in rows.values()]
+    lines = [
+        [name, *(f"{each[name]['scores']['training']['subject']:.3f}" for each in found)]
+        for name in found[0]
+    ]
+    return table(["timesteps", *(f"subject {key.split(',')[0]}" for key in rows)], lines)
+
+
+def fused(rows: Rows) -> list[str]:
+    (row,) = rows.values()
+    seconds = row["seconds"]
+    lines = [[n, f"{s:.2f}", f"{s / seconds['no adapter']:.2f}"] for n, s in seconds.items()]
+    return table([f"{row['pictures']} pictures", "s", "times that without adapter"], lines)
+
+
+def variants(rows: Rows) -> list[str]:
+    trials: dict[str, dict[str, list[float]]] = {}
+    for key, row in rows["search"].items():
+        name, rate, _ = key.split(",")
+        trials.setdefault(name, {}).setdefault(rate, []).append(row["all"])
+    lines = [
+        [name, ", ".join(f"{rate}: {mean(each):.5f}" for rate, each in rates.items())]
+        for name, rates in trials.items()
+    ]
+    text = table(["variant", "loss by rate, mean over subjects"], lines)
+    values: dict[str, dict[tuple[int, int], float]] = {}
+    for key, row in rows["verdict"].items():
+        name, subject, seed = key.split(",")
+        values.setdefault(name, {})[int(subject), int(seed)] = row["training"]
+    lines = []
+    for name in values:
+        pairs = {key: values[name][key] - values["dtap"][key] for key in values[name]}
+        each = interval(pairs)
+        if name != "dtap" and each is not None and each.low is not None:
+            reach = f"{each.low:+.3f} to {each.high:+.3f}"
+            lines.append([name, f"{each.mean:+.3f}", reach, f"{each.subjects} x {each.seeds}"])
+    heads = ["variant", "subject score less DTAP's", "95 % interval", "subjects x seeds"]
+    return text + (table(heads, lines) if lines else [])
+
+
+TABLES: dict[str, tuple[str, Callable[[Rows], list[str]]]] = {
+    "blocks": ("Which blocks matter", blocks),
+    "gain": ("What 200 zeroth-order steps gain, and when", gain),
+    "timesteps": ("ZOODiP's timesteps", timesteps),
+    "fused": ("Sampling with a fused adapter", fused),
+    "variants": ("Variants of DTAP", variants),
+}
+
+
+def content() -> str:
+    lines = []
+    for name, (title, write) in TABLES.items():
+        file = RESULTS / f"tiny_{name}.json"
+        lines += [f"## {title}", ""]
+        if file.exists():
+            lines += write(json.loads(file.read_text()))
+        else:
+            command = "tiny_variants search" if name == "variants" else f"tiny_experiments {name}"
+            lines += [f"No results yet: `python -m bench.{command}`.", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    rewrite("docs/tiny.md", "bench.tiny_page", content(), __doc__)
