@@ -55,8 +55,8 @@ COMMON: dict[str, Any] = {
     "checkpoint_every": 10**6,
     "steps": STEPS,
 }
-# The paper's values but for the step size: an element of the bundled model's word embeddings is four
-# to five times as large as one of SD1.5's.
+# The paper's values but for the step size: an element of the bundled model's word embeddings is
+# four to five times as large as one of SD1.5's.
 ZEROTH_ORDER: dict[str, Any] = {
     "method": "textual-inversion",
     "num_perturbations": 2,
