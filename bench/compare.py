@@ -3,10 +3,10 @@
 Runs a short form of the benchmarks and compares their ratios (never the times) with those committed
 for the same processor and instruction-set level, ``bench/baseline/<level>-<processor>.json``. Fails
 where one has lost more than a fifth, each of three times: the best counts, as what else runs on
-the machine can only make a ratio look worse. ``--update`` measures three times too and writes the
-least of each ratio into that file: MeZO's way, which ratios are to, took a fifth less time in one
-of two runs of the same code. On a processor that has no such file there is nothing to compare with,
-which is no failure.
+the machine can only make a ratio look worse. ``--update`` writes the median of three measurements
+into that file: MeZO's way, which ratios are to, took a fifth less time in one of two runs of the
+same code. On a processor that has no such file there is nothing to compare with, which is no
+failure.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
 BASELINE = Path(__file__).parent / "baseline"
 SHORT_FORM = ("bench", "-k", "4Mi and not 64Mi and not -f16 or step and LoRA")
@@ -64,10 +65,10 @@ def best_of(old: Ratios, new: Ratios, again: Callable[[Sequence[str]], Ratios]) 
     return best
 
 
-def least_of(runs: Sequence[Ratios]) -> Ratios:
-    """The least of each ratio."""
+def median_of(runs: Sequence[Ratios]) -> Ratios:
+    """The median of each ratio."""
     return {
-        name: {key: min(run[name][key] for run in runs) for key in values}
+        name: {key: median(run[name][key] for run in runs) for key in values}
         for name, values in runs[0].items()
     }
 
@@ -80,8 +81,8 @@ def main() -> None:
     path = BASELINE / baseline
     if update:
         BASELINE.mkdir(exist_ok=True)
-        least = least_of([new, *(run(SHORT_FORM)[1] for _ in range(TRIES - 1))])
-        path.write_text(json.dumps(least, indent=2, sort_keys=True) + "\n")
+        middle = median_of([new, *(run(SHORT_FORM)[1] for _ in range(TRIES - 1))])
+        path.write_text(json.dumps(middle, indent=2, sort_keys=True) + "\n")
         return
     if not path.exists():
         print(f"nothing to compare with: there is no {path.name} yet")

@@ -10,7 +10,9 @@ peak bytes of tensors by phase, the peak of anonymous resident memory beyond tha
 polled every 20 ms, and the losses, which must be the same.
 
 With ``--limit`` the last run is done once more in a control group that the kernel gives no more
-memory than the process's resident set after the imports and 1.2 times the peak of its tensors.
+memory than the process's resident set after the imports and 1.2 times the peak of its tensors. Of
+the resident set, pages of libraries that were in memory before do not count in the group: "group"
+is what did count at most.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import os
 import shutil
 import tempfile
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +72,18 @@ def write_folder(name: str, folder: Path, dtype: torch.dtype) -> None:
         model.tokenizer(component).save_pretrained(folder / component)
 
 
-def run(settings: dict[str, Any], limit: int | None = None) -> dict[str, Any]:
-    """Train; what was seen meanwhile. ``limit``: bytes beyond the resident set after imports."""
-    group = None if limit is None else MemoryLimit()
+def resident_after_imports() -> int:
+    """Bytes of this process's resident set; the next :func:`run` imports nothing large."""
+    from sopt import drawing, trainer  # noqa: F401
+
+    _, pages, *_ = Path("/proc/self/statm").read_text().split()
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def run(settings: dict[str, Any]) -> dict[str, Any]:
+    """Train; what was seen meanwhile."""
     from sopt import drawing, trainer  # noqa: F401  what is imported does not count
 
-    if group is not None:
-        group.set(_resident_bytes() + limit)
     started = anonymous_resident_bytes() or 0
     peak, ended = [started], threading.Event()
 
@@ -95,8 +102,7 @@ def run(settings: dict[str, Any], limit: int | None = None) -> dict[str, Any]:
     for entry in done.history:
         seconds[entry["branch"]].append(entry["seconds"])
     phases = {k: v for k, v in done.memory.items() if isinstance(v, int)}
-    limited = {} if group is None else {"limit": limit, "group": group.close()}
-    return limited | {
+    return {
         "offload": settings["offload"],
         "seconds": {branch: min(values) for branch, values in seconds.items() if values},
         "phases": phases,
@@ -106,9 +112,17 @@ def run(settings: dict[str, Any], limit: int | None = None) -> dict[str, Any]:
     }
 
 
-def _resident_bytes() -> int:
-    _, pages, *_ = Path("/proc/self/statm").read_text().split()
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+def run_limited(executor: Executor, settings: dict[str, Any], size: int) -> dict[str, Any]:
+    """As :func:`run` in a process that may take ``size`` bytes beyond its resident set after the
+    imports. ``executor``: One that has not started its process."""
+    with MemoryLimit() as limit:
+        resident = executor.submit(resident_after_imports).result()
+        limit.leave()
+        limit.set(resident + size)
+        found = executor.submit(run, settings).result()
+        found |= {"limit": resident + size, "group": limit.peak()}
+        executor.shutdown()
+    return found
 
 
 def main() -> None:
@@ -127,13 +141,14 @@ def main() -> None:
     if not arguments.folder.exists():
         stored = "bfloat16" if arguments.weights == "int8" else arguments.weights
         write_folder(arguments.model, arguments.folder, getattr(torch, stored))
-    found = []
+    offloads = [(offload, False) for offload in arguments.offloads]
+    if arguments.limit:
+        with MemoryLimit():  # now rather than after the other runs: may this user?
+            offloads.append((arguments.offloads[-1], True))
+    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as work:
         picture = Image.linear_gradient("L").resize((768, 768)).convert("RGB")
         picture.save(Path(work) / "picture.png")
-        offloads = [(offload, False) for offload in arguments.offloads]
-        if arguments.limit:
-            offloads.append((arguments.offloads[-1], True))
         for offload, limited in offloads:
             settings = {
                 "model": str(arguments.folder),
@@ -153,12 +168,15 @@ def main() -> None:
             }
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, mp_context=context) as executor:
-                limit = int(1.2 * found[-1]["peak"]) if limited else None
-                found.append(executor.submit(run, settings, limit).result())
+                if limited:
+                    size = int(1.2 * found[-1]["peak"])
+                    found.append(run_limited(executor, settings, size))
+                else:
+                    found.append(executor.submit(run, settings).result())
             print(json.dumps(found[-1]), flush=True)
+            write_json(arguments.json, found)
     same = all(each["losses"] == found[0]["losses"] for each in found)
     print("losses are the same" if same else "LOSSES DIFFER")
-    write_json(arguments.json, found)
 
 
 if __name__ == "__main__":

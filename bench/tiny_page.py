@@ -62,10 +62,13 @@ def timesteps(rows: Rows) -> list[str]:
 
 
 def fused(rows: Rows) -> list[str]:
-    (row,) = rows.values()
-    seconds = row["seconds"]
-    lines = [[n, f"{s:.2f}", f"{s / seconds['no adapter']:.2f}"] for n, s in seconds.items()]
-    return table([f"{row['pictures']} pictures", "s", "times that without adapter"], lines)
+    lines = []
+    for subject, row in rows.items():
+        alone = row["seconds"]["no adapter"]
+        for name, seconds in row["seconds"].items():
+            about = [subject.split(",")[0], str(row["pictures"]), name]
+            lines.append([*about, f"{seconds:.2f}", f"{seconds / alone:.2f}"])
+    return table(["subject", "pictures", "", "s", "times that without adapter"], lines)
 
 
 def variants(rows: Rows) -> list[str]:
@@ -105,13 +108,8 @@ TABLES: dict[str, tuple[str, Callable[[Rows], list[str]]]] = {
 def content() -> str:
     lines = []
     for name, (title, write) in TABLES.items():
-        file = RESULTS / f"tiny_{name}.json"
-        lines += [f"## {title}", ""]
-        if file.exists():
-            lines += write(json.loads(file.read_text()))
-        else:
-            command = "tiny_variants search" if name == "variants" else f"tiny_experiments {name}"
-            lines += [f"No results yet: `python -m bench.{command}`.", ""]
+        if (file := RESULTS / f"tiny_{name}.json").exists():
+            lines += [f"## {title}", "", *write(json.loads(file.read_text()))]
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from sopt.drawing import Stages
+from sopt.drawing import Stages, Wanted
 from sopt.export import save_diffusers_lora
 from sopt.files import write_json
 from sopt.hollow.cuts import cut_of
@@ -44,11 +44,11 @@ def save_random_adapter(model: Model, hollow: str, file: Path) -> None:
 
 
 def seconds_a_step(stages: Stages, side: int) -> float:
-    texts = stages.encode("a sks dog", guided=True)
+    texts = stages.encode(["a sks dog"], guided=True)
     times = []
     for steps in (1, 5):
         started = time.perf_counter()
-        stages.denoise(texts, [[0]], side, steps, GUIDANCE)
+        stages.denoise(texts, [[Wanted(prompt=0, seed=0)]], side, steps, GUIDANCE)
         times.append(time.perf_counter() - started)
     return (times[1] - times[0]) / 4
 

@@ -173,7 +173,7 @@ def measure(seed: int, name: str, work: Path, before: float | None = None) -> di
     return {
         "seed": seed,
         "variant": name,
-        "settings": VARIANTS[name],
+        "settings": _settings(name),
         "score": [before, score(run.adapter, TOKEN, known)],
         "held out": [held_out.of(x, fixed).mean().item() for x in (held_out.start, row)],
         "curve": [float(f"{x:.4g}") for x in averaged(change.numpy())],
@@ -190,10 +190,14 @@ def averaged(values: np.ndarray) -> np.ndarray:
     return means[np.linspace(0, len(means) - 1, POINTS).round().astype(int)]
 
 
+def _settings(name: str) -> dict[str, Any]:
+    return COMMON | VARIANTS.get(name, {})
+
+
 def read(lines: Path) -> list[dict[str, Any]]:
     """The runs in a file that have the settings of now."""
     found = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
-    return [row for row in found if row["settings"] == VARIANTS.get(row["variant"])]
+    return [row for row in found if row["settings"] == _settings(row["variant"])]
 
 
 def report(rows: Sequence[dict[str, Any]]) -> None:

@@ -272,8 +272,10 @@ def mapped_weights() -> Iterator[None]:
     in pages of their own too, denoising took a fifth more time."""
     before = _mapped[0]
     _map_blocks_of(min(_LARGE, before))
-    yield
-    _map_blocks_of(before)
+    try:
+        yield
+    finally:
+        _map_blocks_of(before)
 
 
 _mapped = [_MOST_MAPPED]  # the process's limit, in a list that functions can write into

@@ -67,7 +67,7 @@ def test_every_function_of_the_header_is_there():
     assert functions <= set(re.findall(r"`(sopt_\w+)`", PAGE))
 
 
-@pytest.mark.parametrize("page", ["memory_page", "hollow_page", "tiny_table"])
+@pytest.mark.parametrize("page", ["memory_page", "hollow_page", "tiny_page", "tiny_table"])
 def test_tables_are_those_of_the_results(page):
     command = [sys.executable, "-m", f"bench.{page}", "--check"]
     subprocess.run(command, cwd=ROOT, check=True)

@@ -4,8 +4,7 @@ The difference is a safetensors file that has, of each layer whose codes changed
 (uint8, a bit for each code in row-major order, the first one lowest; the layer's inputs are last)
 and ``codes`` (int8, the new values of those that changed, in this order), or of each layer whose
 scales changed ``scales`` (float32, whole), all by the name ``unet.<layer>.<kind>``. Its header says
-of which base it is, by :class:`~.tensors.CodesFingerprint`, and which room it has
-for moves.
+of which base it is, by :class:`~.tensors.CodesFingerprint`, and which room it has for moves.
 
 The model is a folder in diffusers' layout whose U-Net is a file of :mod:`sopt.models.int8_file`.
 """
@@ -67,8 +66,10 @@ def save_difference(file: Path, model: Model, trained: dict[str, Tensor], room: 
 
 def rehearse_difference(model: Model, trained: dict[str, Tensor], room: Room) -> None:
     """Have in memory what :func:`save_difference` has at most, by the shapes alone."""
+    masks = []
     for layer, weight in base_weights(model, room):
         changed = torch.empty_like(weight.codes, dtype=torch.bool)
+        masks.append(torch.empty(-(-changed.numel() // 8), dtype=torch.uint8))
         values = torch.empty_like(trained[f"unet.{layer}.codes"])
         del weight, changed, values
 
