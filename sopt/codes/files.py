@@ -85,7 +85,10 @@ def save_int8_model(folder: Path, model: Model, trained: Mapping[str, Tensor]) -
     def read(name: str) -> Tensor:
         if (own := trained.get(f"unet.{name}")) is not None:
             return own
-        source.read(name, value := torch.empty(weights[name].shape))
+        layer, _, leaf = name.rpartition(".")
+        if leaf == "scales":  # they come first in the file, and of the source with the codes
+            source.read(f"{layer}.codes", torch.empty_like(weights[f"{layer}.codes"], device="cpu"))
+        source.read(name, value := torch.empty_like(weights[name], device="cpu"))
         return value
 
     def write_unet(unet: Path) -> None:
