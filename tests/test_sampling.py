@@ -115,14 +115,15 @@ def test_several_prompts_are_drawn_as_each_alone_would_be(model, run_folder):
         alone += generate(model, run_folder, prompt=prompt, seed=4 + 1000 * number, **settings)
     assert [difference(a, b) for a, b in zip(together, alone, strict=True)] == [0] * 6
     assert difference(together[0], together[4]) > 0
-    # Batches that reach from one prompt into the next: guidance amplifies the other order of sums
-    # at single pixels (47 levels were seen), but no picture comes nearer to another's.
-    mixed = generate(model, run_folder, prompt=prompts, seed=4, **settings | {"batch_size": 3})
-    pixels = np.stack([np.asarray(picture, dtype=float) for picture in together])
-    for number, picture in enumerate(mixed):
-        apart = abs(pixels - np.asarray(picture)).mean(axis=(1, 2, 3))
-        assert apart.argmin() == number
-        assert apart[number] < np.delete(apart, number).min() / 20
+    # Batches that reach from one prompt into the next, without the adapter of a run at a high rate,
+    # which amplifies the other order of sums to some levels, also of a single prompt's pictures.
+    pairs, mixed = (
+        generate(model, prompt=prompts, seed=4, **settings | {"batch_size": size})
+        for size in (2, 3)
+    )
+    apart = min(difference(pairs[0], other) for other in pairs[1:])
+    for one, other in zip(pairs, mixed, strict=True):
+        assert difference(one, other) < apart / 20
 
 
 def test_pictures_drawn_together_are_those_drawn_alone(model, run_folder):
