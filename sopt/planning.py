@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -273,11 +272,8 @@ class _Simulation:
             idle = sum(x.nbytes for state in states for x in state.values())
             peaks = memory.peaks | {"train-zo-alone": memory.peaks[phase] - idle}
             if config.train in INT8_TRAINED:
-                trained = training.trained()
-                del training, states
-                gc.collect()
-                with memory.phase("save"):
-                    rehearse_difference(self._model, trained, room_of(config))
+                with memory.phase("save"):  # of the training too, what has not gone by then
+                    rehearse_difference(self._model, training.trained(), room_of(config))
                 peaks["save"] = memory.peaks["save"]
             return peaks
 
