@@ -91,7 +91,7 @@ def generate(
         >>> pictures[0].save("beach.png")
     """
     checks.choice("offload", offload, OFFLOADS)
-    prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+    prompts: list[Any] = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
     _check_settings(prompts, seed, steps, guidance, adapter_scale, num_images, batch_size)
     firsts = [seed + SEEDS_A_PROMPT * number for number in range(len(prompts))]
     file = None if adapter is None else adapter_file(adapter)
