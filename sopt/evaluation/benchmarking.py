@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import TrainConfig
 from ..errors import InputError
-from ..sampling import generate, picture_grid, png_bytes
+from ..sampling import SEEDS_A_PROMPT, generate, picture_grid, png_bytes
 from .evaluating import CLIP, DINO, PROMPTS_FILE, SAMPLES, group_by_prompt
 from .prompts import fill
 
@@ -30,7 +30,6 @@ PUBLISHED = {  # subjects, prompts of each, pictures of each prompt
     "dreambooth": (30, 25, 4),
     "customconcept101": (101, 20, 4),
 }
-SEEDS_A_PROMPT = 1000  # so a picture's seed does not depend on how many are drawn
 GRID_CELL = 192  # pixels, most in a grid
 
 
