@@ -26,7 +26,7 @@ _DTYPES = {
     "U8": torch.uint8,
 }
 _PIECE = 1 << 22  # elements converted at a time
-_REORDERED = 1 << 18  # elements put in another order at a time: they stay in the cache
+_REORDERED = 1 << 16  # elements put in another order at a time: in the cache, without fresh pages
 # Names of earlier versions of diffusers (the VAE's attention) and of transformers.
 _RENAMED = (
     (".query.", ".to_q."),
