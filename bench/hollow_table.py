@@ -1,6 +1,7 @@
 """Memory of hollowed and of streamed training, simulated at full size.
 
     python -m bench.hollow_table [--models sd21-base sd15] [--json bench/results/hollow_table.json]
+    python -m bench.hollow_table --models sd21-base --measured  # steps of real tensors: 17 GiB
 
 Two accountings. The paper's, as reconstructed from its table (arXiv 2411.01179): one training step
 in float32 at 512 pixels with AdamW and batch 1, no checkpointing, the U-Net alone in memory; the
@@ -14,7 +15,10 @@ into docs/hollow.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,23 +58,40 @@ RUNS: dict[str, dict[str, Any]] = {
     "int8 and hollow a8": {"hollow": "a8", "weights": "int8", "checkpointing": True},
 }
 PHASES = ("load", "cache", "precompute", "train-zo", "train-bp", "sample")
+MEASURED = ", measured"
 MIB = 2**20
+CPU = torch.device("cpu")
+
+
+@contextlib.contextmanager
+def counted(model: Model, measured: bool) -> Iterator[tuple[Model, MemoryRecorder]]:
+    """The model, of tensors that are simulated or measured meanwhile, and the count of them."""
+    with contextlib.ExitStack() as stack:
+        if not measured:
+            stack.enter_context(simulated_tensors())
+            model = simulated(model)
+        yield model, stack.enter_context(MemoryRecorder(CPU, found=False))
 
 
 def step_peak(
-    model: Model, side: int, *, rank: int | None, cut: Cut | None = None, ours: bool = False
+    model: Model,
+    side: int,
+    *,
+    rank: int | None,
+    cut: Cut | None = None,
+    ours: bool = False,
+    measured: bool = False,
 ) -> int:
     """Peak bytes of a training step, with the optimizer's state of the steps before.
 
     Args:
         rank: Of the LoRA; None trains the whole network.
+        measured: Of real tensors, else of simulated ones.
     """
-    cpu = torch.device("cpu")
-    with simulated_tensors(), MemoryRecorder(cpu, found=False) as memory:
-        fake = simulated(model)
+    with counted(model, measured) as (source, memory):
         with memory.phase("load"):
             hole = range(0) if cut is None else cut.hole
-            network = open_network(fake, torch.float32, cpu, hole=hole)
+            network = open_network(source, torch.float32, CPU, hole=hole)
             trained: dict[str, Tensor] = (
                 dict(network.unet.requires_grad_(True).named_parameters())
                 if rank is None
@@ -89,12 +110,11 @@ def step_peak(
         return memory.peaks["step"]
 
 
-def inference_peak(model: Model, side: int) -> int:
+def inference_peak(model: Model, side: int, measured: bool = False) -> int:
     """Peak bytes of a forward pass."""
-    cpu = torch.device("cpu")
-    with simulated_tensors(), MemoryRecorder(cpu, found=False) as memory:
+    with counted(model, measured) as (source, memory):
         with memory.phase("load"):
-            network = open_network(simulated(model), torch.float32, cpu)
+            network = open_network(source, torch.float32, CPU)
         sample = _sample(model, side, None)
         with memory.phase("forward"), torch.no_grad():
             diffusion_loss(network, model.noise_scheduler(), sample)
@@ -114,19 +134,20 @@ def _sample(model: Model, side: int, cut: Cut | None) -> Sample:
     return Sample(latents, latents + 0, 500, prompt, added=added, central=central)
 
 
-def rows_of(family: str) -> dict[str, Any]:
-    """All figures of one model, in bytes."""
+def rows_of(family: str, measured: bool) -> dict[str, Any]:
+    """Peaks of steps of one model, in bytes."""
     model = open_model(f"random:{family}")
     side = 1024 if model.takes_sizes else SIDE
     a8 = cut_of("a8", model)
     found: dict[str, Any] = {"model": family, "side": side, "fraction": a8.fraction}
-    inference, full = inference_peak(model, side), step_peak(model, side, rank=None)
+    peak = partial(step_peak, model, side, measured=measured)
+    inference, full = inference_peak(model, side, measured), peak(rank=None)
     for name, ours in (("plain", False), ("ours", True)):
-        found[name] = {
+        found[name + MEASURED * measured] = {
             "full fine-tuning": full,
-            "lora r=128": step_peak(model, side, rank=128, ours=ours),
-            "lora r=1": step_peak(model, side, rank=1, ours=ours),
-            "hollowed a8 r=128": step_peak(model, side, rank=128, cut=a8, ours=ours),
+            "lora r=128": peak(rank=128, ours=ours),
+            "lora r=1": peak(rank=1, ours=ours),
+            "hollowed a8 r=128": peak(rank=128, cut=a8, ours=ours),
             "inference": inference,
         }
     return found
@@ -148,14 +169,16 @@ def report(results: dict[str, Any]) -> str:
     steps.append(f"| SD2.1, paper | {' | '.join(cells)} |")
     runs = ["| model | run | " + " | ".join(PHASES) + " | peak |", "|---" * (len(PHASES) + 3) + "|"]
     for family, found in results.items():
-        for name in ("plain", "ours"):
+        for name in ("plain", "plain" + MEASURED, "ours", "ours" + MEASURED):
+            if name not in found:
+                continue
             base = found[name]["inference"]
             cells = [
                 f"{found[name][key] / 2**30:.2f} GiB, {100 * (found[name][key] / base - 1):+.1f} %"
                 for key in PAPER
             ]
             steps.append(f"| {family}, {name} | {' | '.join(cells)} |")
-        for name, run in found["runs"].items():
+        for name, run in found.get("runs", {}).items():
             sizes = [run["phases"].get(phase) for phase in PHASES]
             cells = ["-" if x is None else f"{x / MIB:.0f}" for x in (*sizes, run["peak"])]
             runs.append(f"| {family} | {name} | {' | '.join(cells)} |")
@@ -165,13 +188,17 @@ def report(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--measured", action="store_true", help="steps of real tensors")
     parser.add_argument("--json", type=Path, default=RESULTS / "hollow_table.json")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     if arguments.json.exists():
         results = json.loads(arguments.json.read_text())
     for family in tqdm(arguments.models, desc="models"):
-        results[family] = rows_of(family) | {"runs": runs_of(family)}
+        known = results.setdefault(family, {})
+        known |= rows_of(family, arguments.measured)
+        if not arguments.measured:
+            known["runs"] = runs_of(family)
         write_json(arguments.json, results)
     print(report(results))
 

@@ -135,6 +135,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--num_perturbations", type=int, default=1)
     parser.add_argument("--offloads", nargs="+", default=["none", "stream"])
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="resident too, not only streamed"
+    )
     parser.add_argument("--limit", action="store_true")
     parser.add_argument("--json", type=Path, default=Path("bench/results/streamed_run.json"))
     arguments = parser.parse_args()
@@ -164,6 +167,7 @@ def main() -> None:
                 "weights": arguments.weights,
                 "hollow": arguments.hollow,
                 "offload": offload,
+                "checkpointing": arguments.checkpointing or None,
                 "vae_tiles": True,
             }
             context = multiprocessing.get_context("spawn")
