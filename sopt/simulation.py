@@ -10,7 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+    in_kernel_invocation_manager,
+)
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -19,6 +23,8 @@ from .models.kinds import build_on_meta
 from .models.model import remove_submodules
 from .models.weights import materialize
 from .quantization import Int8Weight
+
+aten = torch.ops.aten
 
 
 @contextlib.contextmanager
@@ -80,7 +86,43 @@ class _Simulated(FakeTensorMode):
                     return func(*args, **(kwargs or {}))
         elif func.name() == "aten::_local_scalar_dense":  # what bool(), item() and tolist() read
             return _one(*args)
+        elif func in _IN_PLACE and type(args[0]) is FakeTensor:
+            return args[0]
+        elif func in _BY_SHAPE and type(args[0]) is FakeTensor:
+            with in_kernel_invocation_manager(self):
+                result = func(*args, **(kwargs or {}))
+            return FakeTensor(self, result, args[0].device)
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+# Two of three operations of a step, which FakeTensorMode takes 0.3 ms for: it looks at all that
+# other operations can do. Here PyTorch's own rules for shapes say everything.
+_BY_SHAPE = {
+    aten._unsafe_view.default,
+    aten.add.Tensor,
+    aten.addmm.default,
+    aten.detach.default,
+    aten.div.Tensor,
+    aten.expand.default,
+    aten.mm.default,
+    aten.mul.Tensor,
+    aten.permute.default,
+    aten.silu.default,
+    aten.sqrt.default,
+    aten.t.default,
+    aten.transpose.int,
+    aten.unsqueeze.default,
+    aten.view.default,
+    aten.zeros_like.default,
+}
+_IN_PLACE = {
+    aten.add_.Tensor,
+    aten.addcdiv_.default,
+    aten.addcmul_.default,
+    aten.div_.Tensor,
+    aten.lerp_.Scalar,
+    aten.mul_.Tensor,
+}
 
 
 def _one(tensor: Tensor) -> bool | int | float:
