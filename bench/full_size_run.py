@@ -1,8 +1,11 @@
 """A selective run of a full-size model under a memory budget, beside plain diffusers and peft.
 
     python -m bench.full_size_run [--model sd15] [--budget 2GiB] [--steps 20] [--rounds 3]
+    python -m bench.full_size_run --weights int8 [--hollow a8] --checkpointing --steps 2 --rounds 0
+                                  --folder runs/sd15-files
 
-First the run, of random weights at the model's own size, ratio 0.5, one direction a zeroth-order
+First the run, of random weights (drawn anew at each read, or in a diffusers folder, which is
+written if it is not there) at the model's own size, ratio 0.5, one direction a zeroth-order
 step and as many steps of either kind, with the peak of the process's anonymous resident memory
 beside the peaks of its tensors and the plan's predictions; sampling, whose memory does not depend
 on the number of denoising steps, takes two of them. Then
@@ -36,6 +39,7 @@ from sopt.steps.loss import Sample, diffusion_loss
 from sopt.training import LoraTraining
 
 from . import mezo_reference
+from .streamed_run import write_folder
 
 MIB = 2**20
 SEED = 11  # its first two steps are of both kinds
@@ -83,30 +87,33 @@ def make_pictures(folder: Path, side: int) -> None:
         Image.fromarray((pixels * 255).byte().numpy()).save(folder / f"{k}.png")
 
 
-def run(name: str, budget: str | None, steps: int, work: Path) -> dict[str, Any]:
+def run(
+    name: str, source: str, budget: str | None, steps: int, work: Path, **more: Any
+) -> dict[str, Any]:
     """The run's peaks and seconds beside the plan's."""
-    model = open_model(f"random:{name}")
+    model = open_model(source)
     make_pictures(work / "photos", model.native_resolution)
     settings: dict[str, Any] = {
         "images": str(work / "photos"),
         "prompt": "a sks dog",
         "output": str(work / "run"),
-        "model": f"random:{name}",
+        "model": source,
         "steps": steps,
         "schedule": 0.5,
         "seed": SEED,
         "num_perturbations": 1,
         "memory_budget": budget,
+        **more,
     }
     plan = {k: v for k, v in settings.items() if k not in ("images", "output", "prompt", "steps")}
     predicted = next(row for row in sopt.plan(method="selective", **plan) if row.fits)
-    result = sopt.train(
-        **settings, weights=predicted.weights, checkpointing=predicted.checkpointing, samples=False
-    )
+    chosen = {"weights": predicted.weights, "checkpointing": predicted.checkpointing}
+    result = sopt.train(**settings | chosen, samples=False)
     with MemoryRecorder(torch.device("cpu")) as memory, memory.phase("sample"):
         sopt.generate(
-            f"random:{name}", result.output, prompt="a sks dog", steps=2,
+            source, result.output, prompt="a sks dog", steps=2,
             weights=predicted.weights, low_memory=True,
+            offload="stream" if predicted.config.lean else "none",
         )  # fmt: skip
     peaks = {k: v for k, v in result.memory.items() if isinstance(v, int)} | memory.peaks
     process = result.memory["process_anonymous"]
@@ -118,6 +125,8 @@ def run(name: str, budget: str | None, steps: int, work: Path) -> dict[str, Any]
     return {
         "model": name,
         "budget": budget,
+        "weights": predicted.weights,
+        "hollow": predicted.hollow,
         "checkpointing": predicted.checkpointing,
         "steps": {b: sum(row["branch"] == b for row in result.history) for b in ("bp", "zo")},
         "seconds": seconds,
@@ -177,7 +186,8 @@ def report(found: dict[str, Any]) -> str:
     allowed = 1.15 * peak + 120 * MIB
     lines += [
         "",
-        f"{found['model']}, budget {found['budget']}, checkpointing {found['checkpointing']}, "
+        f"{found['model']}, {found['weights']}, hollow {found['hollow']}, "
+        f"budget {found['budget']}, checkpointing {found['checkpointing']}, "
         f"steps {found['steps']}: peak {peak / MIB:.0f} MiB of tensors; anonymous resident memory "
         f"grew by {grown / MIB:.0f} MiB (1.15 x peak + 120 MiB = {allowed / MIB:.0f})",
     ]
@@ -193,14 +203,26 @@ def report(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="sd15")
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--budget")
+    parser.add_argument("--weights")
+    parser.add_argument("--hollow")
+    parser.add_argument("--checkpointing", action="store_true", help="also where none is needed")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3, help="0: no comparison with plain code")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.rounds and (arguments.weights or arguments.hollow):
+        parser.error("--weights and --hollow need --rounds 0: plain code is compared in bfloat16")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        found = run(arguments.model, arguments.budget, arguments.steps, work)
+        more = {k: v for k in ("weights", "hollow", "checkpointing") if (v := vars(arguments)[k])}
+        source = f"random:{arguments.model}"
+        if arguments.folder is not None:
+            if not arguments.folder.exists():
+                write_folder(source, arguments.folder, torch.bfloat16)
+            source = str(arguments.folder)
+        found = run(arguments.model, source, arguments.budget, arguments.steps, work, **more)
         gc.collect()
         if arguments.rounds:
             checkpointing = found["checkpointing"]

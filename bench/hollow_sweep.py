@@ -118,6 +118,25 @@ def plot(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+def report(rows: list[dict[str, Any]]) -> str:
+    """Mean scores of each cut, and their standard deviation over subjects, as Markdown."""
+    lines = [
+        "| cut | left out | peak of a step, MiB | subject score | prompt score |",
+        "|---" * 5 + "|",
+    ]
+    for cut in dict.fromkeys(row["cut"] for row in rows):
+        of_cut = [row for row in rows if row["cut"] == cut]
+        scores = [
+            f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+            for values in ([row[name] for row in of_cut] for name in COLOURS)
+        ]
+        left_out, peak = of_cut[0]["fraction"], max(row["peak"] for row in of_cut) / 2**20
+        lines.append(
+            f"| {cut or 'none'} | {100 * left_out:.0f} % | {peak:.1f} | {' | '.join(scores)} |"
+        )
+    return "".join(f"{line}\n" for line in lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

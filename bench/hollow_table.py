@@ -15,9 +15,7 @@ into docs/hollow.md.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,14 +29,13 @@ from sopt.files import write_json
 from sopt.frozen import forget_inputs_of_frozen_convolutions
 from sopt.hollow.cuts import Cut, cut_of
 from sopt.hollow.precompute import central_shape
-from sopt.memory import MemoryRecorder
 from sopt.models import Model, inject_lora, open_model
 from sopt.models.gates import recompute_gates
-from sopt.simulation import simulated, simulated_tensors
 from sopt.steps.backprop import backprop_step
 from sopt.steps.loss import Sample, diffusion_loss
 from sopt.streaming import open_network
 
+from .counting import counted
 from .generated import RESULTS
 
 SIDE = 512  # pixels; 1024 for the models that are told sizes
@@ -61,16 +58,6 @@ PHASES = ("load", "cache", "precompute", "train-zo", "train-bp", "sample")
 MEASURED = ", measured"
 MIB = 2**20
 CPU = torch.device("cpu")
-
-
-@contextlib.contextmanager
-def counted(model: Model, measured: bool) -> Iterator[tuple[Model, MemoryRecorder]]:
-    """The model, of tensors that are simulated or measured meanwhile, and the count of them."""
-    with contextlib.ExitStack() as stack:
-        if not measured:
-            stack.enter_context(simulated_tensors())
-            model = simulated(model)
-        yield model, stack.enter_context(MemoryRecorder(CPU, found=False))
 
 
 def step_peak(

@@ -18,6 +18,7 @@ def content() -> str:
     sections = {
         "The paper's columns": memory_table.columns(results),
         "Whole runs, predicted": memory_table.plans(results),
+        "Their phases, measured (and the error of the prediction)": memory_table.runs(results),
         "Whole runs, measured": "\n".join(f"{full_size_run.report(run)}\n" for run in runs),
     }
     return "\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
