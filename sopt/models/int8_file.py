@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..files import save_tensors
 from ..quantization import LARGEST, Int8Weight, quantizable_layers, requantize
 from .model import Source
-from .quantized import quantize_from, rows_of
+from .quantized import read_quantized, rows_of
 from .weights import SafetensorsFile, materialize, stored_tensors
 
 
@@ -81,8 +81,7 @@ def read_int8(source: Source, layer: str, weight: Tensor, largest: int = LARGEST
     if isinstance(source, QuantizedFile):
         stored = source.int8(layer)
         return stored if largest == LARGEST else requantize(stored, largest)
-    codes = torch.empty(weight.movedim(1, -1).shape, dtype=torch.int8)
-    return Int8Weight(codes, quantize_from(source, f"{layer}.weight", codes, largest))
+    return read_quantized(source, f"{layer}.weight", weight, largest)
 
 
 class QuantizedFile:

@@ -79,6 +79,13 @@ def quantize_from(source: Source, name: str, codes: Tensor, largest: int = LARGE
     return scales
 
 
+def read_quantized(source: Source, name: str, weight: Tensor, largest: int = LARGEST) -> Int8Weight:
+    """A layer's float weight ``name`` on int8 codes, of which only some rows are in memory.
+    ``weight`` has its shape, and may be on the meta device."""
+    codes = torch.empty(weight.movedim(1, -1).shape, dtype=torch.int8)
+    return Int8Weight(codes, quantize_from(source, name, codes, largest))
+
+
 def quantizing(source: Source, network: nn.Module) -> Source:
     """What reads the weights of a network from a source of floats: those of int8 layers are
     quantized at each read."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..quantization import Int8Weight, become_int8, quantizable_layers, quantize_weight
+from .quantized import read_quantized
 
 _DTYPES = {
     "F64": torch.float64,
@@ -88,7 +89,7 @@ def load_files(
         dtype: Of the weights in memory; values are converted in pieces.
         dropped: Prefixes of tensors that are checked only: better now than after training.
         int8: Put linear layers and convolutions on int8 weights, with these activations; each is
-            quantized when it is read, in the precision of the file.
+            quantized from the file, in its precision, by some rows at a time.
 
     Raises:
         InputError: A file is cut off or damaged, or a weight is missing, of another shape, NaN or
@@ -98,6 +99,7 @@ def load_files(
     layers = {} if int8 is None else quantizable_layers(module)
     values: dict[str, Tensor] = {}
     codes: dict[str, Int8Weight] = {}
+    source = TensorFiles({name: each.shape for name, each in expected.items()}, files)
     for file in files:
         for stored, read in stored_tensors(file):
             name = _current_name(stored, expected)
@@ -105,24 +107,16 @@ def load_files(
             if name is None and not is_dropped:
                 continue
             path, _, leaf = (name or stored).rpartition(".")
+            if name is not None and path in layers and leaf == "weight":
+                codes[name] = read_quantized(source, name, expected[name])
+                continue
             tensor = read(torch.float32 if path in layers else dtype)  # a bias stays so
             if not torch.isfinite(tensor).all():
                 raise InputError(
                     f"the weights must be finite, but {stored} of {file} has NaN or infinite values"
                 )
-            if name is None:
-                continue
-            if tensor.numel() != expected[name].numel():
-                raise InputError(
-                    f"{file}: {stored} must have the shape {tuple(expected[name].shape)}, "
-                    f"got {tuple(tensor.shape)}"
-                )
-            tensor = tensor.view(expected[name].shape)
-            if path in layers and leaf == "weight":
-                codes[name] = quantize_weight(tensor)
-            else:
-                values[name] = tensor
-    _check_complete(files, expected, values.keys() | codes.keys())
+            if name is not None:
+                values[name] = tensor.view(expected[name].shape)
     return materialize(
         module, lambda name, _: values.pop(name), int8, lambda name, _: codes.pop(name)
     )
