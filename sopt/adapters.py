@@ -53,6 +53,6 @@ def save_adapter(config: TrainConfig, model: Model, adapter: dict[str, Tensor]) 
         prompt=config.prompt,
         resolution=config.resolution,
         prediction_type=model.prediction_type,
-        cross_attention_dim=model.configs["unet"]["cross_attention_dim"],
+        family=model.family,
         cut=cut,
     )

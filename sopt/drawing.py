@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from .codes.files import Difference
 from .devices import resolve_device, resolve_weights, weight_storage
 from .errors import InputError
-from .files import load_tensors
 from .hollow.cuts import Cut, cut_of
 from .hollow.inference import cut_name, run_by_units
 from .memory import map_large_blocks
 from .models import Model, open_model
-from .models.adapter import load_adapter
+from .models.adapter import check_fit, load_adapter
 from .models.added_tokens import add_rows, add_tokens
 from .models.batches import take_one_at_a_time
 from .models.forwards import speed_up_forwards
@@ -67,7 +66,7 @@ def draw(
         _check_token(adapter, token, opened, adapter_scale)
         adapter = None
     if adapter is not None:
-        _check_fit(adapter, opened.skeleton("unet"))  # by the shapes alone, before any is loaded
+        check_fit(adapter, opened.skeleton("unet"))  # by the shapes alone, before any is loaded
         name = cut_name(adapter) if two_paths else None
         cut = None if name is None else cut_of(name, opened)
     stages = Stages(
@@ -256,42 +255,3 @@ def _check_token(file: Path, token: LearnedToken, model: Model, adapter_scale: f
             f"adapter: {file} is of another model: its embeddings have the sizes {widths}, "
             f"this model's text encoders {expected}"
         )
-
-
-def _check_fit(file: Path, unet: nn.Module) -> None:
-    """Raise InputError unless all that the file changes is there in the U-Net, in its shape."""
-    tensors, _ = load_tensors(file)
-    weights = {
-        name.removesuffix(".weight").replace(".", "_"): weight
-        for name, weight in unet.named_parameters()
-    }
-    changes = dict(_unet_changes(tensors))
-    if not changes:
-        raise InputError(f"adapter: {file} has no LoRA of a U-Net in it")
-    for module, (down, up) in changes.items():
-        change = (up.shape[0], down.shape[1:].numel())  # of a convolution: all but the first axis
-        weight = weights.get(module)
-        found = None if weight is None else (weight.shape[0], weight.shape[1:].numel())
-        if change != found:
-            raise InputError(
-                f"adapter: {file} is of another model: {module} is {change} there, "
-                f"and in this model's U-Net {found or 'does not exist'}"
-            )
-
-
-def _unet_changes(tensors: dict[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """(module's path with underscores, (down, up)) for the keys of diffusers, peft and kohya."""
-    for key, down in tensors.items():
-        for down_part, up_part in _FACTORS:
-            path, found, _ = key.partition(down_part)
-            if found and path.startswith(("unet.", "lora_unet_")):
-                module = path.removeprefix("unet.").removeprefix("lora_unet_").replace(".", "_")
-                if (up := tensors.get(path + up_part)) is not None:
-                    yield module, (down, up)
-
-
-_FACTORS = [
-    (".lora.down.weight", ".lora.up.weight"),
-    (".lora_A.weight", ".lora_B.weight"),
-    (".lora_down.weight", ".lora_up.weight"),
-]

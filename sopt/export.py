@@ -14,7 +14,6 @@ from .files import save_tensors
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"  # the name load_lora_weights looks for
 HOLLOW_KEY = "sopt_hollow"  # in the metadata of an adapter trained on a hollowed U-Net
-SD2_CROSS_ATTENTION_DIM = 1024  # width of SD2's text encoder; SD1's is 768
 
 
 def save_diffusers_lora(
@@ -65,23 +64,21 @@ def save_kohya_lora(
     prompt: str,
     resolution: int,
     prediction_type: str,
-    cross_attention_dim: int,
+    family: str,
     cut: str | None = None,
 ) -> None:
     """Write the layout of kohya's sd-scripts, which ComfyUI, A1111 and their relatives read: keys
     ``lora_unet_<module with underscores>`` with the endings ``.lora_down.weight`` (rank, in),
     ``.lora_up.weight`` (out, rank) and ``.alpha`` (a scalar).
 
-    The header names the base model (a web UI hides a file whose base it cannot tell): the SD2
-    family where the text encoder's width says so, else SD1, whose layout every other model of this
-    kind shares.
+    The header names the base model: web UIs offer a file with models of its base alone.
 
     Args:
         path, adapter, rank, alpha: As in :func:`save_diffusers_lora`.
         prompt: The training prompt, kept as title and trigger phrase.
         resolution: Side of the training pictures in pixels.
         prediction_type: The scheduler's, ``epsilon`` or ``v_prediction``.
-        cross_attention_dim: The U-Net's, the width of the text embedding.
+        family: Of the model: ``sd15``, ``sd21`` or ``sdxl``.
     """
     tensors: dict[str, Tensor] = {}
     for name, tensor in adapter.items():
@@ -90,10 +87,10 @@ def save_kohya_lora(
         tensors[f"{stem}.{_KOHYA_FACTOR[factor]}.weight"] = tensor
         tensors[f"{stem}.alpha"] = torch.tensor(float(alpha))
     v_prediction = prediction_type == "v_prediction"
-    base, architecture = _base_model(cross_attention_dim, v_prediction)
+    base, architecture = _base_model(family, v_prediction)
     metadata = {
         "format": "pt",
-        "ss_v2": str(cross_attention_dim == SD2_CROSS_ATTENTION_DIM),
+        "ss_v2": str(family == "sd21"),
         "ss_base_model_version": base,
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
@@ -101,7 +98,7 @@ def save_kohya_lora(
         "ss_network_args": "{}",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{architecture}/lora",
-        "modelspec.implementation": "diffusers",
+        "modelspec.implementation": _SDXL_CODE if family == "sdxl" else "diffusers",
         "modelspec.title": prompt,
         "modelspec.trigger_phrase": prompt,
         "modelspec.resolution": f"{resolution}x{resolution}",
@@ -125,9 +122,14 @@ def _hollow_metadata(cut: str | None) -> dict[str, str]:
 _KOHYA_FACTOR = {"lora_A": "lora_down", "lora_B": "lora_up"}
 
 
-def _base_model(cross_attention_dim: int, v_prediction: bool) -> tuple[str, str]:
+_SDXL_CODE = "https://github.com/Stability-AI/generative-models"  # as ModelSpec wants it
+
+
+def _base_model(family: str, v_prediction: bool) -> tuple[str, str]:
     """kohya's ``ss_base_model_version`` and ModelSpec's ``architecture``."""
-    if cross_attention_dim != SD2_CROSS_ATTENTION_DIM:
+    if family == "sdxl":
+        return "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"
+    if family == "sd15":
         return "sd_v1", "stable-diffusion-v1"
     if v_prediction:
         return "sd_v2_v", "stable-diffusion-v2-768-v"

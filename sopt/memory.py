@@ -167,10 +167,15 @@ class MemoryRecorder:
                 return_freed_memory()
                 self._count_from_here()
             yield
-        except (OverBudget, torch.OutOfMemoryError) as error:
+        except (OverBudget, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+                raise
             raise InputError(self._too_much(name, error)) from error
         if self.device.type == "cuda":
-            self._raise_to(self.peaks, name, torch.cuda.max_memory_allocated(self.device))
+            peak = torch.cuda.max_memory_allocated(self.device)
+            self._raise_to(self.peaks, name, peak)
+            if self._budget and not self._budget.of_process and peak > self._budget.bytes:
+                raise InputError(self._too_much(name, OverBudget(peak)))
         elif self._live is not None:
             self._raise_to(self.peaks, name, self._live.peak)
         if (resident := self._watch.peak()) is not None:
@@ -184,11 +189,13 @@ class MemoryRecorder:
             assert self._budget is not None
             what = f"the budget is {readable(self._budget.bytes)}, it takes {readable(error.size)}"
         else:
-            peak = readable(torch.cuda.max_memory_allocated(self.device))
-            what = f"{self.device} has no more, at a peak of {peak}"
+            peak = self._live.peak if self._live is not None else 0
+            if self.device.type == "cuda":
+                peak = torch.cuda.max_memory_allocated(self.device)
+            what = f"{self.device} has no more, at a peak of {readable(peak)}"
         return (
-            f"out of memory in the phase {phase}: {what}; a smaller resolution, checkpointing=true "
-            "or 16-bit weights take less, and `sopt plan` says how much"
+            f"out of memory in the phase {phase}: {what}; a smaller resolution, checkpointing=true"
+            ", weights=int8, hollow or offload=stream take less, and `sopt plan` says how much"
         )
 
     def summary(self) -> dict[str, Any]:
@@ -212,6 +219,11 @@ class MemoryRecorder:
     @staticmethod
     def _raise_to(figures: dict[str, int], name: str, value: int) -> None:
         figures[name] = max(value, figures.get(name, 0))
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Of a GPU, or, which has no class of its own, of the CPU's allocator."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class _ResidentWatch:

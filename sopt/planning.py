@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .budget import Budget, process_bound, readable
+from .budget import Budget
 from .codes.files import rehearse_difference
 from .codes.settings import INT8_TRAINED
 from .codes.tensors import room_of
@@ -61,7 +61,7 @@ class Prediction:
 def plan(model: Any = "tiny", memory_budget: Any = None, **settings: Any) -> list[Prediction]:
     """Predict the peak memory of runs by running their own code on tensors without storage.
 
-    No weights are read, and neither the memory nor the GPU is needed.
+    No weights are read, and the memory is not needed. What is simulated is a CPU's code.
 
     Args:
         model: As for :func:`sopt.train`.
@@ -133,10 +133,8 @@ def choose(
         rows.append(row)
     best = min(rows, key=lambda row: row.peak_bytes)
     phase = max(best.phases, key=lambda name: best.phases[name])
-    needed = best.peak_bytes
+    least = budget.least(best.peak_bytes, anonymous_resident_bytes())
     hint = ""
-    if budget.of_process:
-        needed = process_bound(needed, anonymous_resident_bytes())
     for changes in _SMALLER:
         smaller = _allowed(config, changes)
         if smaller is None:
@@ -148,7 +146,7 @@ def choose(
             break
     raise InputError(
         f"memory_budget={config.memory_budget!r} is too small for these settings: the smallest "
-        f"that would do is {readable(needed)}, for the phase {phase}{hint}"
+        f"that would do is {least}, for the phase {phase}{hint}"
     )
 
 

@@ -22,7 +22,7 @@ KOHYA = {
     "prompt": "a sks dog",
     "resolution": 32,
     "prediction_type": "epsilon",
-    "cross_attention_dim": 16,
+    "family": "sd15",
 }
 
 
@@ -156,18 +156,19 @@ def test_the_kohya_header_says_what_programs_look_for(tmp_path, adapter):
 
 
 @pytest.mark.parametrize(
-    ("prediction_type", "base", "architecture", "modelspec_prediction"),
+    ("family", "prediction_type", "base", "architecture", "modelspec_prediction"),
     [
-        ("epsilon", "sd_v2", "stable-diffusion-v2-512/lora", "epsilon"),
-        ("v_prediction", "sd_v2_v", "stable-diffusion-v2-768-v/lora", "v"),
+        ("sd21", "epsilon", "sd_v2", "stable-diffusion-v2-512/lora", "epsilon"),
+        ("sd21", "v_prediction", "sd_v2_v", "stable-diffusion-v2-768-v/lora", "v"),
+        ("sdxl", "epsilon", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora", "epsilon"),
     ],
 )
-def test_sd2_is_told_by_the_width_of_its_text_encoder(
-    tmp_path, adapter, prediction_type, base, architecture, modelspec_prediction
+def test_the_kohya_header_names_the_base_model(
+    tmp_path, adapter, family, prediction_type, base, architecture, modelspec_prediction
 ):
-    file = save_kohya(tmp_path, adapter, cross_attention_dim=1024, prediction_type=prediction_type)
+    file = save_kohya(tmp_path, adapter, family=family, prediction_type=prediction_type)
     _, metadata = load_tensors(file)
-    assert metadata["ss_v2"] == "True"
+    assert metadata["ss_v2"] == str(family == "sd21")
     assert metadata["ss_base_model_version"] == base
     assert metadata["modelspec.architecture"] == architecture
     assert metadata["modelspec.prediction_type"] == modelspec_prediction

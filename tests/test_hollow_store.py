@@ -64,6 +64,7 @@ def stored():
         ({"weights": "bfloat16", "hollow_dtype": "float32"}, "model"),
         ({"min_timestep": 1}, "timesteps"),
         ({"images": "other"}, "pictures"),
+        ({"images": "2_a sks dog"}, "captions or repeats"),
     ],
 )
 def test_a_store_of_something_else_is_refused(hollowed, tmp_path, stored, changed, word):
@@ -74,7 +75,10 @@ def test_a_store_of_something_else_is_refused(hollowed, tmp_path, stored, change
     stray.mkdir()
     (stray / ACTIVATIONS).write_bytes(kept)
     if "images" in changed:
-        changed = {"images": str(save_pictures(tmp_path / "other", count=2))}
+        (tmp_path / "img").mkdir()
+        repeated = changed["images"] != "other"
+        folder = save_pictures(tmp_path / "img" / changed["images"], count=3 if repeated else 2)
+        changed = {"images": str(folder.parent if repeated else folder)}
     with pytest.raises(InputError, match=f"was made with another {word}: "):
         sopt.train(**hollowed | changed | {"output": str(stray)})
     assert (stray / ACTIVATIONS).read_bytes() == kept

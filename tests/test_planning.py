@@ -119,7 +119,7 @@ def test_a_budget_decides_about_checkpointing(settings, small):
 
 
 def test_a_budget_that_nothing_fits_says_what_would(settings, told):
-    with pytest.raises(InputError, match=r"the smallest that would do is 0 MiB, for the phase tr"):
+    with pytest.raises(InputError, match=r"the smallest that would do is 1MiB, for the phase tr"):
         sopt.train(**settings | {"memory_budget": "100"})
 
 
@@ -148,6 +148,18 @@ def test_more_than_the_limit_stops_at_once():
 
     with pytest.raises(InputError, match="out of memory in the phase x: the budget is"):
         phase()
+
+
+def test_a_device_without_memory_is_told():
+    recorder = MemoryRecorder(torch.device("cpu"), found=False)
+    with (
+        pytest.raises(InputError, match="out of memory in the phase x: cpu has no more"),
+        recorder,
+        recorder.phase("x"),
+    ):
+        torch.empty(2**52)
+    with pytest.raises(RuntimeError, match="shapes"), recorder.phase("y"):
+        torch.ones(2, 3) @ torch.ones(2, 3)
 
 
 def test_models_of_every_family_can_be_planned():

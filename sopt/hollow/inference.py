@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..export import HOLLOW_KEY
 from ..files import load_metadata
+from ..models.adapter import check_fit
 from ..models.batches import replace_forward
 from ..sampling import adapter_file
 from ..streaming.network import Inputs, UnitNetwork, Weights
@@ -55,6 +56,7 @@ def apply(pipe: Any, adapter: Any) -> None:
         raise InputError(
             f"adapter: {file} was not trained hollowed; load it with pipe.load_lora_weights"
         )
+    check_fit(file, pipe.unet)
     units = list_units(pipe.unet)
     cut = find_cut(name, list_cuts(pipe.unet, units))
     pipe.load_lora_weights(file.parent, weight_name=file.name)
@@ -68,7 +70,10 @@ def cut_name(file: Path) -> str | None:
         InputError: The file is damaged.
     """
     text = load_metadata(file).get(HOLLOW_KEY)
-    return None if text is None else json.loads(text)["cut"]
+    try:
+        return None if text is None else json.loads(text)["cut"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"adapter: {file} is damaged: its {HOLLOW_KEY} names no cut") from error
 
 
 def run_by_units(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -94,6 +95,10 @@ def open_store(
         "resolution": " ".join(map(str, sides)),
         "prompt": _digest(x.tokens for x in cache.prompts.values()),
         "pictures": _digest(x.mean for side in sorted(cache.encoded) for x in cache.encoded[side]),
+        "captions or repeats": _text_digest(
+            [[each.caption, each.repeats, each.regularization] for each in cache.pictures]
+        ),
+        "scheduler": _text_digest(model.configs["scheduler"]),
     }
     store = Store(path, shapes, getattr(torch, str(config.hollow_dtype)), identity)
     logger.info(
@@ -131,7 +136,8 @@ def precompute(
     """
     with tqdm(total=len(missing), desc="activations") as progress:
         while missing:
-            count = chunk_size(network, cache.encoded[missing[0].side][0].mean.shape[-1])
+            largest = max(entry.side for entry in missing[:MOST])
+            count = chunk_size(network, cache.encoded[largest][0].mean.shape[-1])
             chunk, missing = missing[:count], missing[count:]
             found = centrals(network, cut, cache, scheduler, config, chunk)
             for entry, hidden in zip(chunk, found, strict=True):
@@ -174,6 +180,11 @@ def central_shape(model: Model, cut: Cut, side: int) -> tuple[int, ...]:
     with _disable_current_modes(), torch.no_grad():
         (state,) = network.run([inputs], range(cut.hole.stop), kept=cut.hole)
     return tuple(state.hidden.shape)
+
+
+def _text_digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _digest(tensors: Iterable[torch.Tensor]) -> str:

@@ -69,11 +69,11 @@ class Store:
         else:
             _check_space(path, self.bytes)
             write_bytes(path, header)
-        self._descriptor = os.open(path, os.O_RDWR)
+        self._file = path.open("r+b", buffering=0)
+        self._descriptor = self._file.fileno()
         try:
             _reserve(self._descriptor, self.bytes)
         except OSError as error:
-            os.close(self._descriptor)
             if error.errno == errno.ENOSPC:
                 raise InputError(_no_space(path, self.bytes)) from error
             raise
@@ -108,7 +108,7 @@ class Store:
         os.fsync(self._descriptor)
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        self._file.close()
 
     def _size(self, name: str) -> int:
         return math.prod(self._shapes[name]) * self._dtype.itemsize

@@ -53,7 +53,6 @@ class Hollow:
         if folder is None:
             self._store = UnwrittenStore(config, model, self.cut)
             missing = sorted(entries, key=lambda entry: -entry.side)[:MOST]
-            missing = [entry for entry in missing if not entry.index]
         else:
             path = folder / STORE
             self._store = open_store(path, config, model, self.cut, cache, weights, entries)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from diffusers.utils.peft_utils import set_weights_and_activate_adapters
-from torch import nn
+from torch import Tensor, nn
 
+from ..errors import InputError
+from ..files import load_tensors
 from .model import Model
 
 NAME = "sopt"  # the adapter's name inside the networks
@@ -45,3 +47,42 @@ def load_adapter(model: Model, file: Path, networks: Mapping[str, nn.Module], sc
 
 def _is_sdxl_unet(model: Model, networks: Mapping[str, nn.Module]) -> bool:
     return model.takes_sizes and "unet" in networks
+
+
+def check_fit(file: Path, unet: nn.Module) -> None:
+    """Raise InputError unless all that the file changes is there in the U-Net, in its shape."""
+    tensors, _ = load_tensors(file)
+    weights = {
+        name.removesuffix(".weight").replace(".base_layer", "").replace(".", "_"): weight
+        for name, weight in unet.named_parameters()
+    }
+    changes = dict(_unet_changes(tensors))
+    if not changes:
+        raise InputError(f"adapter: {file} has no LoRA of a U-Net in it")
+    for module, (down, up) in changes.items():
+        change = (up.shape[0], down.shape[1:].numel())  # of a convolution: all but the first axis
+        weight = weights.get(module)
+        found = None if weight is None else (weight.shape[0], weight.shape[1:].numel())
+        if change != found:
+            raise InputError(
+                f"adapter: {file} is of another model: {module} is {change} there, "
+                f"and in this model's U-Net {found or 'does not exist'}"
+            )
+
+
+def _unet_changes(tensors: dict[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """(module's path with underscores, (down, up)) for the keys of diffusers, peft and kohya."""
+    for key, down in tensors.items():
+        for down_part, up_part in _FACTORS:
+            path, found, _ = key.partition(down_part)
+            if found and path.startswith(("unet.", "lora_unet_")):
+                module = path.removeprefix("unet.").removeprefix("lora_unet_").replace(".", "_")
+                if (up := tensors.get(path + up_part)) is not None:
+                    yield module, (down, up)
+
+
+_FACTORS = [
+    (".lora.down.weight", ".lora.up.weight"),
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora_down.weight", ".lora_up.weight"),
+]
