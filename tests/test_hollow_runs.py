@@ -183,6 +183,7 @@ def test_two_paths_are_the_forward_of_stage_2_to_the_bit(name):
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.filterwarnings("error:While injecting")
 def test_the_adapter_says_that_it_is_hollowed_and_pictures_follow_two_paths(hollowed, tmp_path):
     hollowed |= {"lr": 0.05, "method": "hollowed"}
     del hollowed["schedule"]

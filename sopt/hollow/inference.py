@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..export import HOLLOW_KEY
 from ..files import load_metadata
-from ..models.adapter import check_fit
+from ..models.adapter import check_fit, factors_of_some_layers
 from ..models.batches import replace_forward
 from ..sampling import adapter_file
 from ..streaming.network import Inputs, UnitNetwork, Weights
@@ -59,7 +59,8 @@ def apply(pipe: Any, adapter: Any) -> None:
     check_fit(file, pipe.unet)
     units = list_units(pipe.unet)
     cut = find_cut(name, list_cuts(pipe.unet, units))
-    pipe.load_lora_weights(file.parent, weight_name=file.name)
+    with factors_of_some_layers():
+        pipe.load_lora_weights(file.parent, weight_name=file.name)
     run_by_units(pipe.unet, units, cut=cut)
 
 

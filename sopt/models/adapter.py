@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -36,13 +38,23 @@ def load_adapter(model: Model, file: Path, networks: Mapping[str, nn.Module], sc
     for component, network in networks.items():
         if not any(key.startswith(f"{component}.") for key in state):
             continue
-        if component == "unet":
-            loader.load_lora_into_unet(state, unet=network, **common)
-        else:
-            loader.load_lora_into_text_encoder(
-                state, text_encoder=network, prefix=component, **common
-            )
+        with factors_of_some_layers():
+            if component == "unet":
+                loader.load_lora_into_unet(state, unet=network, **common)
+            else:
+                loader.load_lora_into_text_encoder(
+                    state, text_encoder=network, prefix=component, **common
+                )
         set_weights_and_activate_adapters(network, [NAME], [scale])
+
+
+@contextlib.contextmanager
+def factors_of_some_layers() -> Iterator[None]:
+    """A file may have factors of fewer layers than its target modules name, as one that was trained
+    hollowed has: peft need not warn of those without."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="While injecting the PEFT adapters")
+        yield
 
 
 def _is_sdxl_unet(model: Model, networks: Mapping[str, nn.Module]) -> bool:
