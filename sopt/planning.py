@@ -64,7 +64,7 @@ def plan(model: Any = "tiny", memory_budget: Any = None, **settings: Any) -> lis
     No weights are read, and the memory is not needed. What is simulated is a CPU's code.
 
     Args:
-        model: As for :func:`sopt.train`.
+        model: As for :func:`sopt.train`. What a loaded pipeline holds itself is not counted.
         memory_budget: "2GiB" of tensors, or "process:2GiB" of the whole process; all fit if None.
         **settings: Of :class:`~sopt.config.TrainConfig`. What is not set varies: the method, and
             checkpointing.

@@ -108,10 +108,10 @@ def test_a_store_is_a_safetensors_file_that_is_mapped(tmp_path):
         assert memory.peaks["read"] == 12 * 4  # the entry alone counts, not the file
 
 
-@pytest.mark.parametrize("size", [1, 60, 250])
+@pytest.mark.parametrize("size", [1, 60, 250, 10**6])  # the last within the header
 def test_a_store_that_was_cut_short_goes_on(tmp_path, size):
     whole = filled(tmp_path / "a", {"seed": "1"})
-    os.truncate(tmp_path / "a", len(whole) - size)
+    os.truncate(tmp_path / "a", max(10, len(whole) - size))
     store = Store(tmp_path / "a", SHAPES, torch.float32, {"seed": "1"})
     lost = -(-size // 48)
     assert store.missing() == list(SHAPES)[-min(lost, 5) :]
@@ -142,6 +142,10 @@ def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path, monkeypatch):
         patch.setattr("os.posix_fallocate", full)
         with pytest.raises(InputError, match="is too full for 0 MiB of activations"):
             Store(tmp_path / "a", SHAPES, torch.float32, {})
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", full)
+        with pytest.raises(InputError, match="is too full for 0 MiB of activations"):
+            filled(tmp_path / "a", {})
     assert filled(tmp_path / "a", {}) == filled(tmp_path / "b", {})
     with pytest.raises(InputError, match="is too full for"):
         Store(tmp_path / "c", {"x": (2**45,)}, torch.float32, {})

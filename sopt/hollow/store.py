@@ -7,6 +7,7 @@ any moment, or if the file was cut short, what has another checksum is computed 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -14,7 +15,7 @@ import math
 import mmap
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -64,19 +65,15 @@ class Store:
             self._offsets[name] = offset
             offset += math.prod(shape) * dtype.itemsize
         self.bytes = offset
-        if path.exists():
+        if path.exists() and not _is_cut_off(path, header):
             _check_header(path, header, identity)
         else:
             _check_space(path, self.bytes)
             write_bytes(path, header)
         self._file = path.open("r+b", buffering=0)
         self._descriptor = self._file.fileno()
-        try:
+        with self._full_disk_told():
             _reserve(self._descriptor, self.bytes)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise InputError(_no_space(path, self.bytes)) from error
-            raise
         self._done = {name for name in self._shapes if self._is_whole(name)}
 
     def missing(self) -> list[str]:
@@ -88,8 +85,9 @@ class Store:
         assert value.shape == self._shapes[name], (name, value.shape)
         data = value.detach().to("cpu", self._dtype).contiguous().view(-1).view(torch.uint8)
         raw = data.numpy().tobytes()
-        _write_at(self._descriptor, raw, self._offsets[name])
-        _write_at(self._descriptor, _checksum(raw), self._slots[name])
+        with self._full_disk_told():
+            _write_at(self._descriptor, raw, self._offsets[name])
+            _write_at(self._descriptor, _checksum(raw), self._slots[name])
         self._done.add(name)
 
     def read(self, name: str) -> Tensor:
@@ -109,6 +107,15 @@ class Store:
 
     def close(self) -> None:
         self._file.close()
+
+    @contextlib.contextmanager
+    def _full_disk_told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise InputError(_no_space(self.path, self.bytes)) from error
+            raise
 
     def _size(self, name: str) -> int:
         return math.prod(self._shapes[name]) * self._dtype.itemsize
@@ -139,6 +146,13 @@ def _header(
     text = json.dumps(entries, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def _is_cut_off(path: Path, header: bytes) -> bool:
+    """Whether the file ends within the header that it should have."""
+    with path.open("rb") as file:
+        found = file.read(len(header))
+    return len(found) < len(header) and header.startswith(found)
 
 
 def _check_header(path: Path, header: bytes, identity: Mapping[str, str]) -> None:
