@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from . import launch
 from .commands import evaluation, reports
 from .commands.figures import check_folder, json_file, write_json
 from .commands.log import printed_log
-from .config import TrainConfig
+from .config import TrainConfig, settings
 from .errors import InputError, nearest
 from .settings_file import read_yaml
 
@@ -241,7 +241,7 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
-    for setting in fields(TrainConfig):
+    for setting in settings():
         if setting.name in without:
             continue
         text = setting.metadata["help"]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any
 
@@ -296,15 +297,21 @@ class TrainConfig(LeanSettings, TokenSettings, CodesSettings):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values; pictures, pipelines and callables as descriptions."""
-        return {each.name: plain(getattr(self, each.name)) for each in fields(self)}
+        return {each.name: plain(getattr(self, each.name)) for each in settings()}
 
     def to_yaml(self) -> str:
-        """The settings as YAML text, in the order of the fields."""
+        """The settings as YAML text, those of every run first."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     def bits(self) -> dict[str, Any]:
         """The settings that the adapter's bits depend on, as plain values."""
         return {k: v for k, v in self.to_dict().items() if k not in _WITHOUT_EFFECT_ON_BITS}
+
+
+def settings() -> list[Field]:
+    """All settings, those of every run first; as fields, those of the parent classes are."""
+    known = {each.name: each for each in fields(TrainConfig)}
+    return [known[name] for kind in TrainConfig.__mro__ for name in get_annotations(kind)]
 
 
 def _checked(name: str, value: Any) -> Any:

@@ -126,6 +126,12 @@ def test_objects_are_described_in_yaml():
     assert "the callable test_config" in config.to_yaml()
 
 
+def test_the_settings_of_every_run_come_first():
+    names = list(create().to_dict())
+    assert names[:5] == ["images", "prompt", "output", "model", "method"]
+    assert sorted(names) == sorted(each.name for each in fields(TrainConfig))
+
+
 def test_output_checkpoints_and_resume_do_not_change_the_bits():
     assert create().bits() == create(output="b", checkpoint_every=1, resume="never").bits()
     changed = [
