@@ -151,15 +151,12 @@ def test_more_than_the_limit_stops_at_once():
 
 
 def test_a_device_without_memory_is_told():
-    recorder = MemoryRecorder(torch.device("cpu"), found=False)
-    with (
-        pytest.raises(InputError, match="out of memory in the phase x: cpu has no more"),
-        recorder,
-        recorder.phase("x"),
-    ):
-        torch.empty(2**52)
-    with pytest.raises(RuntimeError, match="shapes"), recorder.phase("y"):
-        torch.ones(2, 3) @ torch.ones(2, 3)
+    with MemoryRecorder(torch.device("cpu"), found=False) as recorder:
+        expected = "out of memory in the phase x: cpu has no more"
+        with pytest.raises(InputError, match=expected), recorder.phase("x"):
+            torch.empty(2**52)
+        with pytest.raises(RuntimeError, match="shapes"), recorder.phase("y"):
+            torch.ones(2, 3) @ torch.ones(2, 3)
 
 
 def test_models_of_every_family_can_be_planned():

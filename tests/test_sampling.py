@@ -41,7 +41,7 @@ def run_folder(tmp_path_factory):
     save_diffusers_lora(folder / DIFFUSERS_FILE, adapter, RANK, ALPHA, TARGETS)
     save_kohya_lora(
         folder / "run_kohya.safetensors", adapter, RANK, ALPHA, prompt=PROMPT, resolution=32,
-        prediction_type="epsilon", cross_attention_dim=16,
+        prediction_type="epsilon", family="sd15",
     )  # fmt: skip
     return folder
 
