@@ -55,14 +55,14 @@ COMMON: dict[str, Any] = {
     "checkpoint_every": 10**6,
     "steps": STEPS,
 }
-# The paper's values but for the step size: an element of the bundled model's word embeddings is
-# four to five times as large as one of SD1.5's.
+# The paper's values but for the step size. On the subject of seed 10 the held-out loss changed by
+# -0.4, -1.0 and -0.2 % with 5e-4, 2e-3 and 7e-3.
 ZEROTH_ORDER: dict[str, Any] = {
     "method": "textual-inversion",
     "num_perturbations": 2,
     "perturbation_batch": 3,
     "eps": 1e-3,
-    "zo_lr": 2e-2,
+    "zo_lr": 2e-3,
 }
 ALL_TIMESTEPS = {"min_timestep": 0, "max_timestep": 999}
 VARIANTS: dict[str, dict[str, Any]] = {

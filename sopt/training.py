@@ -280,7 +280,7 @@ class LoraTraining(UnetTraining):
         return inject_lora(unet, self._config.rank, self._config.seed)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.adapter.values(), lr=self._config.lr)
+        return torch.optim.AdamW(self.adapter.values(), lr=self._config.lr, fused=True)
 
     def draw(self, step: int, timestep: int, side: int, share: int = 0) -> Sample:
         if self._hollow is None:

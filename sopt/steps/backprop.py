@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from .loss import Loss
 
@@ -38,7 +39,7 @@ def backprop_step(
         value = value.detach()
         found = [value, *(p.grad for p in adapter.values() if p.grad is not None)]
         average_(found)
-        if not all(torch.isfinite(x).all() for x in found):
+        if not get_total_norm(found, torch.inf).isfinite():
             return None
         optimizer.step()
         return value.item()

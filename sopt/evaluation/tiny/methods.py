@@ -84,16 +84,14 @@ METHODS = {
         _rates("lr", 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 4e-2),
     ),
     "token-zoodip": Method(
-        # An element of the bundled model's word embeddings is four to five times as large as one of
-        # SD1.5's, and so are perturbation and step.
         {
             "method": "textual-inversion",
             "token": TOKEN,
-            "eps": 5e-3,
-            "zo_lr": 2e-2,
+            "eps": 1e-3,
+            "zo_lr": 2e-3,
             "perturbation_batch": 3,
         },
-        _rates("zo_lr", 5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 1.6e-1),
+        _rates("zo_lr", 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
     ),
     "dtap-int8": _selective(weights="int8"),
     "dtap-hollowed": _selective(hollow=CUT),
