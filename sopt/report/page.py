@@ -189,4 +189,9 @@ def _heading(name: str, run: RunFiles) -> Markup:
 
 def _described(run: RunFiles) -> str:
     model, images = run.settings.get("model"), run.settings.get("images")
-    return f"{run.name}: model {model}, pictures {images}"
+    if isinstance(images, list):
+        folders = {str(Path(each).parent) for each in images}
+        learned = f"{len(images)} pictures in {', '.join(sorted(folders))}"
+    else:
+        learned = f"pictures {images}"
+    return f"{run.name}: model {model}, {learned}"

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import shlex
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from ..budget import Budget, readable
 from ..config import SCHEDULES, TrainConfig
 from ..data import load_pictures
+from ..errors import InputError
 from ..sampling import png_bytes
 from ..schedules import make_schedule
 from .charts import Axis, Frame, Point, bars, key
@@ -27,7 +29,9 @@ BRANCHES = {"bp": "backprop, reduced pictures", "zo": "zeroth-order, full size"}
 MOST_POINTS = 2000  # of a branch in a chart; more would be a file of megabytes and a solid area
 MOST_OF_A_LINE = 200
 LARGEST_SIDE = 768  # pixels of a picture in the page
-LOSSLESS_SIDE = 256  # up to it a picture is embedded as PNG
+LOSSLESS_SIDE = 256  # up to it a sample is embedded as PNG
+MOST_PHOTOS = 6
+PHOTO_SIDE = 128
 SURFACE = (120, 80)  # columns and rows of the schedule's picture
 TINT = (250, 206, 150)  # of a chance of 1
 
@@ -42,6 +46,7 @@ def about(run: RunFiles) -> Markup:
     return join(
         state,
         key_figures(run),
+        photos(run),
         pictures(run),
         element("div", losses(run), choices(run), memory(run), time(run), class_="charts"),
         repeat(run),
@@ -64,6 +69,31 @@ def key_figures(run: RunFiles) -> Markup:
     return element("dl", *items, class_="figures")
 
 
+def photos(run: RunFiles) -> Markup | None:
+    """The first of the pictures that the run learned from, if they are still there."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run itself has given them
+            found = load_pictures(run.settings.get("images", ()), run.settings.get("prompt"))
+    except InputError:  # moved since, or given as objects
+        return None
+    own = [each for each in found if not each.regularization]
+    shown = []
+    for each in own[:MOST_PHOTOS]:
+        image = each.image
+        image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+        shown.append(element("figure", _img(image, f"The subject: {each.name}")))
+    if not shown:
+        return None
+    rest = f"The first {len(shown)} of {len(own)}." if len(own) > len(shown) else None
+    return element(
+        "section",
+        element("h2", "Pictures of the subject"),
+        element("div", *shown, class_="pictures photos"),
+        element("p", rest, class_="quiet") if rest else None,
+    )
+
+
 def pictures(run: RunFiles) -> Markup | None:
     """The samples, or a sentence on why there are none."""
     prompt, seed = run.settings.get("prompt"), run.settings.get("seed")
@@ -84,17 +114,17 @@ def picture(file: Path, caption: str, alt: str) -> Markup:
     (loaded,) = load_pictures(str(file), caption)
     image = loaded.image
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return element("figure", _img(image, alt), element("figcaption", caption))
+
+
+def _img(image: Image.Image, alt: str) -> Markup:
     return element(
-        "figure",
-        element(
-            "img",
-            src=data_uri(image),
-            alt=alt,
-            width=image.width,
-            height=image.height,
-            class_="small" if max(image.size) <= LOSSLESS_SIDE else None,
-        ),
-        element("figcaption", caption),
+        "img",
+        src=data_uri(image),
+        alt=alt,
+        width=image.width,
+        height=image.height,
+        class_="small" if max(image.size) <= LOSSLESS_SIDE else None,
     )
 
 
@@ -119,7 +149,11 @@ def losses(run: RunFiles) -> Markup | None:
             )
             keys.append(key(branch, BRANCHES[branch]))
     drawn = frame.drawing("Loss by branch", "; ".join(words), *marks)
-    return chart("Loss", drawn, keys, "; ".join(words) + ". Lines: running means.")
+    note = (
+        ". Lines: running means. A step's loss depends on its timestep, and the schedule gives the "
+        "branches others as the run goes on."
+    )
+    return chart("Loss", drawn, keys, "; ".join(words) + note)
 
 
 def choices(run: RunFiles) -> Markup | None:
