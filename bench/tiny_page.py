@@ -72,15 +72,15 @@ def fused(rows: Rows) -> list[str]:
 
 
 def variants(rows: Rows) -> list[str]:
-    trials: dict[str, dict[str, list[float]]] = {}
+    trials: dict[tuple[str, str], dict[str, list[float]]] = {}
     for key, row in rows["search"].items():
-        name, rate, _ = key.split(",")
-        trials.setdefault(name, {}).setdefault(rate, []).append(row["all"])
+        name, lr, rate, _ = key.split(",")
+        trials.setdefault((name, lr), {}).setdefault(rate, []).append(row["all"])
     lines = [
-        [name, ", ".join(f"{rate}: {mean(each):.5f}" for rate, each in rates.items())]
-        for name, rates in trials.items()
+        [*which, ", ".join(f"{rate}: {mean(each):.5f}" for rate, each in rates.items())]
+        for which, rates in trials.items()
     ]
-    text = table(["variant", "loss by rate, mean over subjects"], lines)
+    text = table(["variant", "lr", "loss by zo_lr, mean over subjects"], lines)
     values: dict[str, dict[tuple[int, int], float]] = {}
     for key, row in rows["verdict"].items():
         name, subject, seed = key.split(",")

@@ -1,9 +1,9 @@
 """Can the selective method be made better? ``python -m bench.tiny_variants {search,verdict}``.
 
-``search``: each variant of DTAP with three rates on the two subjects of the benchmark's search, by
-the loss on drawings that no step sees. ``verdict``: chosen variants at their best rate and DTAP at
-its best rate on other subjects, by the judge's scores, paired by subject and seed. Both write into
-``bench/results/tiny_variants.json``; what is there stays.
+``search``: each variant of DTAP with rates of backprop and of zeroth-order steps, on the two subjects
+of the benchmark's search, by the loss on drawings that no step sees. ``verdict``: chosen variants at
+their best rates and DTAP at its best rates on other subjects, by the judge's scores, paired by
+subject and seed. Both write into ``bench/results/tiny_variants.json``; what is there stays.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from sopt.steps.zeroth_order import zeroth_order_step
 
 FILE = RESULTS / "tiny_variants.json"
 STEPS, BASE = 400, "dtap-0.75"
+LRS = (1e-3, 2e-3, 4e-3)
 RATES = (0.01, 0.03, 0.1)
-SIGN_RATES = (1e-4, 3e-4, 1e-3)
+SIGN_RATES = (3e-4, 1e-3, 3e-3)
 PROTOCOL = Protocol(STEPS, 4, 15)
 
 
@@ -87,6 +88,8 @@ VARIANTS = {
     "min-SNR": Variant(settings={"min_snr": 5.0}),
     "along Adam": Variant(SIGN_RATES, zeroth_order=along_adam),
     "average": Variant(average=0.5),
+    "average of 75 %": Variant(average=0.25),
+    "along Adam, average": Variant(SIGN_RATES, zeroth_order=along_adam, average=0.5),
 }
 
 
@@ -110,9 +113,10 @@ class Average:
         return {name: total / self._count for name, total in self.sums.items()}
 
 
-def train(name: str, subject: int, seed: int, rate: float) -> Steps:
+def train(name: str, subject: int, seed: int, lr: float, rate: float) -> Steps:
     variant = VARIANTS[name]
-    steps = Steps(make_task(subject), seed, BASE, steps=STEPS, zo_lr=rate, **variant.settings)
+    rates = {"lr": lr, "zo_lr": rate}
+    steps = Steps(make_task(subject), seed, BASE, steps=STEPS, **rates, **variant.settings)
     after: Callable[[Draw], None] | None = None
     if variant.average:
         average = Average(steps, round(variant.average * STEPS))
@@ -123,40 +127,47 @@ def train(name: str, subject: int, seed: int, rate: float) -> Steps:
     return steps
 
 
-def search(rows: dict[str, Any], names: list[str]) -> None:
-    for name, subject in product(names, (TUNING, TUNING + 1)):
-        for rate in VARIANTS[name].rates:
-            key = f"{name},{rate:g},{subject}"
+def search(
+    rows: dict[str, Any], names: list[str], lrs: list[float], rates: list[float] | None
+) -> None:
+    for name, subject, lr in product(names, (TUNING, TUNING + 1), lrs):
+        for rate in rates or VARIANTS[name].rates:
+            key = f"{name},{lr:g},{rate:g},{subject}"
             if key not in rows:
                 started = time.process_time()
-                rows[key] = train(name, subject, 0, rate).loss()
+                rows[key] = train(name, subject, 0, lr, rate).loss()
                 rows[key]["core_seconds"] = time.process_time() - started
                 show(key, rows[key])
 
 
-def best(rows: Mapping[str, Any], name: str) -> float:
-    """The rate with the lowest mean loss over the subjects of the search."""
-
-    def total(rate: float) -> float:
-        return sum(rows[f"{name},{rate:g},{TUNING + i}"]["all"] for i in range(2))
-
-    return min(VARIANTS[name].rates, key=total)
+def best(rows: Mapping[str, Any], name: str) -> tuple[float, float]:
+    """The rates with the lowest mean loss over the subjects of the search."""
+    found: dict[tuple[float, float], list[float]] = {}
+    for key, row in rows.items():
+        each, lr, rate, _ = key.split(",")
+        if each == name:
+            found.setdefault((float(lr), float(rate)), []).append(row["all"])
+    both = {rates: sum(losses) for rates, losses in found.items() if len(losses) == 2}
+    if not both:
+        raise SystemExit(f"{name}: search first")
+    return min(both, key=both.__getitem__)
 
 
 def verdict(rows: dict[str, Any], found: dict[str, Any], names: list[str], keys: Any) -> None:
     for (subject, seed), name in product(keys, ["dtap", *names]):
-        rate = best(rows, name)
+        lr, rate = best(rows, name)
         key = f"{name},{subject},{seed}"
         if key in found:
             continue
         started = time.process_time()
-        steps = train(name, subject, seed, rate)
+        steps = train(name, subject, seed, lr, rate)
         task = make_task(subject)
         with tempfile.TemporaryDirectory() as folder:
             file = steps.save(Path(folder) / "lora.safetensors")
             words = f"sks {task.subject.kind}"
             scores = score(task, draw_prompts(task, words, file, seed, PROTOCOL))
         found[key] = {
+            "lr": lr,
             "rate": rate,
             "loss": steps.loss(),
             "training": scores["training"]["subject"],
@@ -178,13 +189,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["search", "verdict"])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--lrs", type=float, nargs="+", default=list(LRS))
+    parser.add_argument("--rates", type=float, nargs="+", help="those of each variant if not given")
     parser.add_argument("--subjects", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()
     if FILE.exists():
         RESULT.update(json.loads(FILE.read_text()))
     if arguments.what == "search":
-        search(RESULT["search"], arguments.variants)
+        search(RESULT["search"], arguments.variants, arguments.lrs, arguments.rates)
     else:
         others = [name for name in arguments.variants if name != "dtap"]
         keys = list(product(arguments.subjects, arguments.seeds))

@@ -52,6 +52,15 @@ def make_inpainting(folder):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"in_channels": 9}))
 
 
+def give_edm_scheduler(folder):
+    from diffusers import EDMEulerScheduler
+
+    EDMEulerScheduler().save_pretrained(folder / "scheduler")
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text()) | {"scheduler": ["diffusers", "EDMEulerScheduler"]}
+    path.write_text(json.dumps(index))
+
+
 @pytest.mark.parametrize(
     "fault, message",
     [
@@ -66,6 +75,7 @@ def make_inpainting(folder):
         ),
         (drop_index, "is not a diffusers pipeline"),
         (make_inpainting, "4 latent channels, got one with 9"),
+        (give_edm_scheduler, "must count timesteps, as DDPM does, got one of EDM"),
     ],
 )
 def test_a_model_that_will_not_do(settings, micro_folder, tmp_path, fault, message):

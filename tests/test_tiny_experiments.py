@@ -72,8 +72,8 @@ def test_a_variant_moves_what_it_says(name, monkeypatch):
     monkeypatch.setattr(tiny_variants, "STEPS", 6)
     monkeypatch.setattr(tiny_variants, "BASE", "reversed")  # mostly zeroth-order
     rate = 0.0 if name == "skipped" else 0.05
-    usual = tiny_variants.train("dtap", 0, 4, 0.05).copy()
-    found = tiny_variants.train(name, 0, 4, rate).copy()
+    usual = tiny_variants.train("dtap", 0, 4, 1e-3, 0.05).copy()
+    found = tiny_variants.train(name, 0, 4, 1e-3, rate).copy()
     assert all(x.isfinite().all() for x in found.values())
     same = all(torch.equal(found[key], usual[key]) for key in usual)
     assert same == (name == "dtap")

@@ -120,6 +120,11 @@ def check_configuration(name: str, configs: Mapping[str, Mapping[str, Any]]) -> 
             f"model {name!r}: prediction_type must be one of {', '.join(PREDICTION_TYPES)}, "
             f"got {prediction!r}"
         )
+    if "sigma_data" in scheduler:  # noise and network preconditioned as in arXiv 2206.00364
+        raise InputError(
+            f"model {name!r}: its scheduler must count timesteps, as DDPM does, got one of EDM with "
+            f"sigma_data={scheduler['sigma_data']}"
+        )
 
 
 def build_on_meta(kind: Kind, component: str, config: Mapping[str, Any]) -> nn.Module:
