@@ -89,7 +89,7 @@ VARIANTS = {
     "along Adam": Variant(SIGN_RATES, zeroth_order=along_adam),
     "average": Variant(average=0.5),
     "average of 75 %": Variant(average=0.25),
-    "along Adam, average": Variant(SIGN_RATES, zeroth_order=along_adam, average=0.5),
+    "along Adam and average": Variant(SIGN_RATES, zeroth_order=along_adam, average=0.5),
 }
 
 
