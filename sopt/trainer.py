@@ -203,6 +203,7 @@ def _optimize(
             repeats = bool(optimizer.state) or config.schedule == 1.0
             with memory.phase(f"train-{branch}", measured=branch not in measured):
                 outcome = (training.zeroth_order if zo else training.backprop)(i, t)
+                training.count(i)
             if repeats:
                 measured.add(branch)
             if outcome["loss"] is None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .averaging import TailAverage
 from .cache import Cache, build_cache
 from .checkpoint import fingerprint
 from .config import AUTO, TrainConfig
@@ -88,6 +89,9 @@ class Training(ABC):
         self.checkpoint_activations(bool(config.checkpointing))
         self._scheduler = model.noise_scheduler()
         self.optimizer = self._make_optimizer()
+        self._average = (
+            TailAverage(self.adapter, config.steps, config.average) if config.average else None
+        )
         self.eps = LADDER[0] if config.eps == AUTO else float(config.eps)
         self._settled = config.eps != AUTO
 
@@ -175,14 +179,24 @@ class Training(ABC):
 
     def state(self) -> dict[str, Tensor]:
         """What the steps keep besides the adapter and ``optimizer``, for a checkpoint."""
-        if self._config.eps != AUTO:
-            return {}
-        return {"eps": torch.tensor(self.eps, dtype=torch.float64)}
+        kept = {}
+        if self._config.eps == AUTO:
+            kept["eps"] = torch.tensor(self.eps, dtype=torch.float64)
+        if self._average is not None:
+            kept |= {f"average/{name}": mean for name, mean in self._average.means.items()}
+        return kept
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what :meth:`state` gave."""
         if self._config.eps == AUTO:
             self.eps, self._settled = state["eps"].item(), True
+        if self._average is not None:
+            self._average.load({name: state[f"average/{name}"] for name in self.adapter})
+
+    def count(self, step: int) -> None:
+        """Have a step that was done, or skipped, count in the average."""
+        if self._average is not None:
+            self._average.add(step, self.adapter)
 
     def make_optimizer_state(self) -> None:
         """Have the optimizer's state exist, as after the first backprop step."""
@@ -192,8 +206,9 @@ class Training(ABC):
         self.optimizer.zero_grad(set_to_none=True)
 
     def trained(self) -> dict[str, Tensor]:
-        """The adapter's tensors, on the CPU."""
-        return {name: parameter.detach().cpu() for name, parameter in self.adapter.items()}
+        """What the run gives, on the CPU: the adapter as it is, or its average."""
+        found = self.adapter if self._average is None else self._average.means
+        return {name: parameter.detach().cpu() for name, parameter in found.items()}
 
     def _directions(self, step: int) -> list[int]:
         """The seeds of a zeroth-order step's perturbations."""
