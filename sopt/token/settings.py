@@ -9,10 +9,10 @@ from typing import Any
 
 from .. import checks
 from ..errors import InputError
+from ..presets import PresetSettings
 
 ESTIMATORS = ("rge", "spsa")
 OPTIMIZERS = ("adam", "sgd")
-PRESETS = ("paper", "script")
 
 # arXiv 2503.14868, section 4 and appendix, by family of models. SDXL's learning rate and upper
 # timestep are not published: those of the other families stand in. "script" is what the authors'
@@ -65,13 +65,6 @@ class TokenSettings:
     )
     num_vectors: int = field(
         default=1, metadata=_help("with train=token: embeddings that the new word stands for")
-    )
-    preset: str = field(
-        default="paper",
-        metadata=_help(
-            "with train=token: whose values the settings have that are not given: paper or script "
-            "(of ZOODiP)"
-        ),
     )
     estimator: str = field(
         default="spsa",
@@ -128,7 +121,7 @@ _LORA_ONLY = ("rank", "prior_images", "prior_prompt", "prior_weight")
 
 def token_defaults(given: Mapping[str, Any], family: str) -> dict[str, Any]:
     """The defaults of settings with ``train="token"``, for a family of models."""
-    published = dict(_PUBLISHED[given.get("preset", TokenSettings.preset)][family])
+    published = dict(_PUBLISHED[given.get("preset", PresetSettings.preset)][family])
     if given.get("method") != "textual-inversion":
         for name in _OF_THE_RECIPE:
             del published[name]
@@ -206,7 +199,6 @@ RULES: dict[str, Callable[[Any], Any]] = {
     "token": _token,
     "initializer": _initializer,
     "num_vectors": lambda value: checks.integer("num_vectors", value, 1, 2**6),
-    "preset": partial(checks.choice, "preset", known=PRESETS),
     "estimator": partial(checks.choice, "estimator", known=ESTIMATORS),
     "zo_optimizer": partial(checks.choice, "zo_optimizer", known=OPTIMIZERS),
     "zo_adam_eps": partial(checks.positive, "zo_adam_eps"),
