@@ -113,6 +113,29 @@ struct IntegerFours : IntegerWords<P, 4, uint8_t> {
 };
 template <class P>
 using Integers = IntegerFours<P>;
+#elif defined(__ARM_FEATURE_DOTPROD)
+// Fours of bytes, both factors with their signs.
+template <class P>
+struct IntegerFours : IntegerWords<P, 4, int8_t> {
+  using typename IntegerWords<P, 4, int8_t>::F;
+  using typename IntegerWords<P, 4, int8_t>::Sum;
+  using typename IntegerWords<P, 4, int8_t>::Words;
+  SOPT_INLINE Sum dot(Words a, Words b, Sum c) {
+    return (Sum)vdotq_s32((int32x4_t)c, (int8x16_t)a, (int8x16_t)b);
+  }
+  SOPT_INLINE void store_codes(int8_t* to, Words x) {
+    typedef int8_t Bytes __attribute__((vector_size(P::kLanes)));
+    const Bytes bytes = __builtin_convertvector(x, Bytes);
+    memcpy(to, &bytes, sizeof bytes);
+  }
+  SOPT_INLINE Words load_codes(const int8_t* from) {
+    Words x;
+    memcpy(&x, from, sizeof x);
+    return x;
+  }
+};
+template <class P>
+using Integers = IntegerFours<P>;
 #elif defined(__SSE4_1__)
 template <class P>
 using Integers = IntegerPairs<P>;

@@ -150,7 +150,7 @@ struct Kernels {
 
 // Each is defined by one compilation of kernels.cpp.
 extern const Kernels kernels_sse42, kernels_avx2, kernels_avx512, kernels_avx512_vnni,
-    kernels_avx512_bf16, kernels_neon, kernels_generic;
+    kernels_avx512_bf16, kernels_neon, kernels_neon_dot, kernels_generic;
 
 // Those of the level in use.
 const Kernels& kernels();

@@ -65,9 +65,10 @@ typedef int (*sopt_parallel_for)(int64_t begin, int64_t end, int64_t grain, sopt
  * threads of its own, so that it never competes with the pool of its host. */
 SOPT_API sopt_status sopt_set_parallel_for(sopt_parallel_for parallel_for);
 
-/* Instruction-set level in use: sse42, avx2, avx512, avx512_vnni or avx512_bf16; neon; generic. The
- * best one that the processor has is chosen at load; forcing one is for tests. All levels give the
- * same bits, but for attention, low-rank adapters and int8 layers of elements as they are. */
+/* Instruction-set level in use: sse42, avx2, avx512, avx512_vnni or avx512_bf16; neon or
+ * neon_dot; generic. The best one that the processor has is chosen at load; forcing one is for
+ * tests. All levels give the same bits, but for attention, low-rank adapters and int8 layers of
+ * elements as they are. */
 SOPT_API const char* sopt_cpu_level(void);
 SOPT_API sopt_status sopt_set_cpu_level(const char* level);
 
