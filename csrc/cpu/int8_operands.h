@@ -3,6 +3,7 @@
 //   Integers: elements are quantized, sums are int32 and exact.
 //   Reals: codes are converted, sums are float32; pairs of bfloat16 where AVX512_BF16 is.
 #pragma once
+#include "../common/int8_layers.h"
 #include "attention_math.h"
 #include "kernels.h"
 

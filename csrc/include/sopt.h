@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a signature, a code or the meaning of an argument changes. */
-#define SOPT_ABI_VERSION 5
+#define SOPT_ABI_VERSION 6
 
 typedef enum SOPT_INT {
   SOPT_OK = 0,
@@ -312,6 +312,16 @@ SOPT_API sopt_status sopt_int8_conv2d_backward_cpu(const sopt_int8_layer* layer,
                                                    const sopt_image* gradient, void* out,
                                                    int64_t height, int64_t width, sopt_dtype dtype,
                                                    int64_t threads, void* scratch);
+
+/* The same on a GPU, of tensors there. scratch, for SOPT_ELEMENTS_INT8 alone, 4-byte aligned: for
+ * each pixel of x its inputs, rounded up to a multiple of 4, and 4 more bytes. */
+SOPT_API sopt_status sopt_int8_conv2d_cuda(const sopt_int8_layer* layer, const sopt_image* x,
+                                           void* out, sopt_dtype dtype, sopt_elements elements,
+                                           void* scratch, void* stream);
+SOPT_API sopt_status sopt_int8_conv2d_backward_cuda(const sopt_int8_layer* layer,
+                                                    const sopt_image* gradient, void* out,
+                                                    int64_t height, int64_t width, sopt_dtype dtype,
+                                                    void* stream);
 
 #ifdef __cplusplus
 }

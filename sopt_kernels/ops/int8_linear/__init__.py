@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..._int8_layers import check_no_gradient, image_samples, layer_sample
 from ..._registry import Op, register, triton_body
-from .native import int8_linear_backward_cpu, int8_linear_cpu
+from .native import int8_linear as _native
+from .native import int8_linear_backward as _native_backward
 from .reference import check, check_backward
 from .reference import int8_linear as _reference
 from .reference import int8_linear_backward as _reference_backward
@@ -114,7 +115,8 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
-        native={"cpu": int8_linear_cpu},
+        native=_native,
+        best={"cuda": "triton"},
         triton=triton_body(__name__, "int8_linear"),
         autograd=(_backward, _setup_context),
     )
@@ -126,7 +128,8 @@ register(
         reference=_reference_backward,
         fake=_fake_backward,
         samples=_samples_backward,
-        native={"cpu": int8_linear_backward_cpu},
+        native=_native_backward,
+        best={"cuda": "triton"},
         triton=triton_body(__name__, "int8_linear_backward"),
     )
 )
