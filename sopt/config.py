@@ -24,8 +24,6 @@ from .codes.settings import RULES as CODES_RULES
 from .errors import InputError, nearest
 from .lean_settings import FLOATS, LeanSettings, check_lean_settings
 from .lean_settings import RULES as LEAN_RULES
-from .presets import RULES as PRESET_RULES
-from .presets import PresetSettings, preset_defaults
 from .settings_file import plain, read_yaml
 from .token.settings import RULES as TOKEN_RULES
 from .token.settings import TokenSettings, check_token_settings, token_defaults
@@ -53,7 +51,7 @@ _CHOICES = {
     "noise": NOISES,
     "resume": ("auto", "never"),
 }
-_RULES = PRESET_RULES | AVERAGE_RULES | LEAN_RULES | TOKEN_RULES | CODES_RULES
+_RULES = AVERAGE_RULES | LEAN_RULES | TOKEN_RULES | CODES_RULES
 
 # Settings that say where and when the files are written; no bit of the adapter depends on them.
 _WITHOUT_EFFECT_ON_BITS = (
@@ -72,7 +70,7 @@ def _help(text: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class TrainConfig(PresetSettings, AverageSettings, LeanSettings, TokenSettings, CodesSettings):
+class TrainConfig(AverageSettings, LeanSettings, TokenSettings, CodesSettings):
     """The settings of a run; make one with :meth:`create`, which checks them.
 
     ``lr``, ``zo_lr``, ``eps`` and ``num_perturbations`` are not published for the method
@@ -256,7 +254,6 @@ class TrainConfig(PresetSettings, AverageSettings, LeanSettings, TokenSettings, 
                 )
         for name, suggested in _SUGGESTED.get(method, {}).items():
             checked[name] = suggested if checked.get(name) is None else checked[name]
-        checked = preset_defaults(checked) | checked
         check_lean_settings(checked)
         if checked.get("train", "lora") == "token":
             if method == "textual-inversion":

@@ -8,7 +8,6 @@ from pipelines import act_at_loss, crash
 import sopt
 from sopt import InputError
 from sopt.averaging import TailAverage
-from sopt.config import TrainConfig
 from sopt.files import load_tensors
 
 EPS = 2.0**-24  # of float32: half a unit
@@ -76,20 +75,11 @@ def test_a_crashed_run_continues_to_the_same_mean(settings, tmp_path, monkeypatc
     assert again.adapter.read_bytes() == sopt.train(**settings).adapter.read_bytes()
 
 
-def test_a_preset_gives_what_is_not_given():
-    needed = {"images": "x", "prompt": "a dog", "output": "y"}
-    assert TrainConfig.create(**needed).average == 0
-    assert TrainConfig.create(**needed, preset="averaged").average == 0.75
-    assert TrainConfig.create(**needed, preset="averaged", average=0.5).average == 0.5
-
-
 @pytest.mark.parametrize(
     "bad, message",
     [
         ({"average": 1.5}, r"average must be in \[0, 1\], got 1.5"),
         ({"average": "half"}, "average must be a finite number"),
-        ({"preset": "script"}, "preset='script' does not go with train='lora', which has paper"),
-        ({"preset": "averaged", "method": "textual-inversion"}, "does not go with train='token'"),
         (
             {"average": 0.5, "train": "codes", "method": "zeroth-order"},
             "average=0.5 does not go with train='codes'",

@@ -9,10 +9,10 @@ from typing import Any
 
 from .. import checks
 from ..errors import InputError
-from ..presets import PresetSettings
 
 ESTIMATORS = ("rge", "spsa")
 OPTIMIZERS = ("adam", "sgd")
+PRESETS = ("paper", "script")
 LONGEST_TOKEN = 200  # bytes; a file's name has 255
 RESERVED = ("learned_embeds", "learned_embeds_2")  # files of diffusers beside a token's own
 
@@ -66,6 +66,13 @@ class TokenSettings:
     )
     num_vectors: int = field(
         default=1, metadata=_help("with train=token: embeddings that the new word stands for")
+    )
+    preset: str = field(
+        default="paper",
+        metadata=_help(
+            "with train=token: whose values the settings have that are not given: paper or script "
+            "(of ZOODiP)"
+        ),
     )
     estimator: str = field(
         default="spsa",
@@ -126,7 +133,7 @@ def token_defaults(given: Mapping[str, Any], family: str) -> dict[str, Any]:
         raise InputError(
             f"preset='script' does not go with a model of {family}: it has values for SD1.5 alone"
         )
-    published = dict(_PUBLISHED[given.get("preset", PresetSettings.preset)][family])
+    published = dict(_PUBLISHED[given.get("preset", TokenSettings.preset)][family])
     if given.get("method") != "textual-inversion":
         for name in _OF_THE_RECIPE:
             del published[name]
@@ -211,6 +218,7 @@ RULES: dict[str, Callable[[Any], Any]] = {
     "token": _token,
     "initializer": _initializer,
     "num_vectors": lambda value: checks.integer("num_vectors", value, 1, 2**6),
+    "preset": partial(checks.choice, "preset", known=PRESETS),
     "estimator": partial(checks.choice, "estimator", known=ESTIMATORS),
     "zo_optimizer": partial(checks.choice, "zo_optimizer", known=OPTIMIZERS),
     "zo_adam_eps": partial(checks.positive, "zo_adam_eps"),
