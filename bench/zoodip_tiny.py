@@ -5,9 +5,9 @@ The bundled model learns a word for a new subject from five pictures whose capti
 the subject and no class, by ZOODiP's steps: with and without its subspace gradient (SG) and its
 partial uniform timestep sampling (PUTS), each variant with the same forwards, and on int8 weights;
 and, for what could be reached, by backprop from the same start, whose step counts as two forwards
-of the batch of three. The word starts as the subject's class; "before" is the model with that class. The judge
-scores 32 pictures of the word alone. "held out" is the loss on 128 samples of new pictures of the
-subject, at timesteps spread evenly over all of them.
+of the batch of three. The word starts as the subject's class; "before" is the model with that
+class. The judge scores 32 pictures of the word alone. "held out" is the loss on 128 samples of new
+pictures of the subject, at timesteps spread evenly over all of them.
 
 The loss of one step says more about its picture, noise and timestep than about the word. A loss
 curve therefore is a moving average of the loss minus that of the class word on the same samples.
