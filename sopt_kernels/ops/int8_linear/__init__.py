@@ -38,8 +38,9 @@ def int8_linear(
     ``gradient * scales`` (rounded to bfloat16 first, on processors with AVX512_BF16, where it is
     bfloat16); it keeps neither ``x`` nor a weight.
 
-    Memory: the result, and as scratch at most an eighth of the weight in float32 or 48 KiB,
-    whichever is more, and 768 KiB a thread.
+    Memory of the native body on the CPU: the result, and as scratch at most an eighth of the weight
+    in float32 or 48 KiB, whichever is more, and 768 KiB a thread. On a GPU the scratch is the
+    quantized input. The reference, in plain PyTorch, converts the weight.
 
     Args:
         x: ``(..., inputs)``, float32, bfloat16 or float16.
