@@ -39,8 +39,10 @@ test:
 	$(MAKE) test-fast
 	$(MAKE) test-slow
 
+# In JOBS processes of one thread each; the slow tests use all threads.
+JOBS ?= 2
 test-fast: install
-	.venv/bin/python -m pytest --durations=20
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile --durations=20
 
 test-slow: install
 	.venv/bin/python -m pytest -m slow --durations=20

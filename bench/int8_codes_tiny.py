@@ -45,6 +45,7 @@ from sopt.tiny.scenes import random_subject
 from sopt_kernels import clamp_codes_, noise, stream_id
 
 PAIRS = 1000
+HEADROOM = 8  # of the settings' default
 SAMPLES, BATCH = 128, 32
 SEEDS = (0, 1, 2)
 PICTURES = 5
@@ -172,9 +173,10 @@ def pairs() -> dict[str, Any]:
     """A hash of all codes before and after perturbations that are taken back."""
     model = open_model("tiny")
     unet = model.load("unet", weight_storage("int8", "cpu"))
+    make_room(unet, model, Room(HEADROOM))
     codes, scales = int8_tensors(unet, "codes"), int8_tensors(unet, "scales")
     beside = dict(zip(codes, scales.values(), strict=True))
-    weights = Codes(0, codes, "gaussian", "nearest", beside, 8)
+    weights = Codes(0, codes, "gaussian", "nearest", beside, HEADROOM)
     before, moved = digest(codes.values()), set()
     started = time.monotonic()
     for seed in tqdm(range(PAIRS), desc="perturb and restore"):

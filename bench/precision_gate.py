@@ -1,6 +1,6 @@
 """Do the slopes of zeroth-order steps stand out of the rounding of 16-bit and int8 forwards?
 
-    python -m bench.precision_gate tiny [--json FILE]
+    python -m bench.precision_gate tiny [--train token] [--json FILE]
     python -m bench.precision_gate sd15 [--resolution 512] [--trained 0.01] [--estimate]
 
 The directional derivatives of the loss with respect to a LoRA adapter, (L(+eps) - L(-eps)) / 2 eps,
@@ -8,6 +8,9 @@ along 16 directions at 4 timesteps, computed with the weights in each precision,
 float32 at the same eps: their cosine, and noise over signal, |g - g32| / |g32|. The adapter, the
 latents, the noise and the encoded prompt are the same for all. Beside it the estimate that
 ``eps="auto"`` goes by, which knows no float32 and doubles the forwards.
+
+``--train token``: the same with respect to the embedding of a word, by one-sided differences, as
+ZOODiP takes them.
 
 ``tiny``: of the bundled model's trained weights at eps 1e-3, 3e-3 and 1e-2, with an adapter whose
 B is at its zero start and after 200 backprop steps. Full size: of random weights at the default
@@ -37,13 +40,14 @@ from sopt.steps.noise_floor import ALLOWED, NUM_TIMESTEPS, evenly, measure_noise
 from sopt.steps.zeroth_order import losses_along, one_after_the_other
 from sopt.tiny.drawings import draw
 from sopt.tiny.scenes import BACKGROUNDS, place, random_subject
+from sopt.token.training import TokenTraining
 from sopt.training import LoraTraining
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 DIRECTIONS = 16
 TIMESTEPS = evenly(range(1000), NUM_TIMESTEPS)
 STEPS = 200
-EPS = {"tiny": (1e-3, 3e-3, 1e-2), "full": (1e-2,)}
+EPS = {"tiny": (1e-3, 3e-3, 1e-2), "full": (1e-2,), "token": (1e-3,)}
 
 
 class Gate:
@@ -61,11 +65,16 @@ class Gate:
         self._pictures = load_pictures(self._config.images, self._config.prompt)
 
     @property
+    def eps(self) -> float:
+        """The default size."""
+        return float(self._config.eps)
+
+    @property
     def resolution(self) -> int:
         assert self._config.resolution is not None
         return self._config.resolution
 
-    def open(self, weights: str) -> LoraTraining:
+    def open(self, weights: str) -> Any:
         config = replace(self._config, weights=weights)
         with MemoryRecorder(torch.device("cpu")) as memory:
             return LoraTraining(config, self._model, self._pictures, memory)
@@ -89,7 +98,7 @@ class Gate:
         if steps:
             self.adapters[f"after {steps} steps"] = copied(training.trained())
 
-    def slopes(self, training: LoraTraining, adapter: dict[str, Tensor], eps: float) -> Tensor:
+    def slopes(self, training: Any, adapter: dict[str, Tensor], eps: float) -> Tensor:
         """(timesteps * directions,) of float32."""
         for name, parameter in training.adapter.items():
             parameter.data.copy_(adapter[name])
@@ -103,8 +112,41 @@ class Gate:
         return torch.cat(found)
 
 
+class TokenGate(Gate):
+    """With respect to a word's embedding, which starts as the class."""
+
+    def __init__(self, model: str, resolution: int | None) -> None:
+        super().__init__(model, resolution)
+        images, prompt = self._config.images, f"a {TOKEN}"
+        self._config = TrainConfig.create(
+            images=images, prompt=prompt, output="-", model=model, device="cpu",
+            method="textual-inversion", token=TOKEN, initializer=INITIALIZER,
+            resolution=self.resolution, weights="float32", max_timestep=999,
+        )  # fmt: skip
+        self._pictures = load_pictures(images, prompt)
+
+    def open(self, weights: str) -> Any:
+        config = replace(self._config, weights=weights, checkpointing=False)
+        with MemoryRecorder(torch.device("cpu")) as memory:
+            return TokenTraining(config, self._model, self._pictures, memory)
+
+    def prepare(self, steps: int, deviations: list[float]) -> None:
+        self.adapters = {"the initializer": copied(self.open("float32").trained())}
+
+    def slopes(self, training: Any, adapter: dict[str, Tensor], eps: float) -> Tensor:
+        found = []
+        for number, t in enumerate(TIMESTEPS):
+            seeds = range(number * DIRECTIONS, (number + 1) * DIRECTIONS)
+            found.append(training._slopes(number, t, seeds, eps))
+        return torch.cat(found)
+
+
 def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: x.clone() for name, x in tensors.items()}
+
+
+TOKEN, INITIALIZER = "<subject>", "dog"
+GATES = {"lora": Gate, "token": TokenGate}
 
 
 def run(gate: Gate, eps: list[float], estimate: bool) -> list[dict[str, Any]]:
@@ -150,6 +192,7 @@ def report(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", help="tiny, or a family: sd15, sd21, ssd1b, sdxl")
+    parser.add_argument("--train", choices=GATES, default="lora")
     parser.add_argument("--resolution", type=int)
     parser.add_argument("--trained", type=float, nargs="*", default=[])
     parser.add_argument("--estimate", action="store_true", help="always done for tiny")
@@ -157,9 +200,10 @@ def main() -> None:
     arguments = parser.parse_args()
     tiny = arguments.model == "tiny"
     model = "tiny" if tiny else f"random:{arguments.model}"
-    gate = Gate(model, arguments.resolution)
+    gate = GATES[arguments.train](model, arguments.resolution)
     gate.prepare(STEPS if tiny else 0, arguments.trained)
-    rows = run(gate, list(EPS["tiny" if tiny else "full"]), tiny or arguments.estimate)
+    sizes = "tiny" if tiny else "full" if arguments.train == "lora" else "token"
+    rows = run(gate, list(EPS[sizes]), tiny or arguments.estimate)
     print(report(rows))
     if arguments.json is not None:
         side = gate.resolution

@@ -77,8 +77,8 @@ def variants(rows: Rows) -> list[str]:
         name, lr, rate, _ = key.split(",")
         trials.setdefault((name, lr), {}).setdefault(rate, []).append(row["all"])
     lines = [
-        [*which, ", ".join(f"{rate}: {mean(each):.5f}" for rate, each in rates.items())]
-        for which, rates in trials.items()
+        [*which, ", ".join(f"{rate}: {mean(x):.5f}" for rate, x in rates.items() if len(x) == 2)]
+        for which, rates in sorted(trials.items())
     ]
     text = table(["variant", "lr", "loss by zo_lr, mean over subjects"], lines)
     values: dict[str, dict[tuple[int, int], float]] = {}

@@ -1,9 +1,10 @@
 """Can the selective method be made better? ``python -m bench.tiny_variants {search,verdict}``.
 
-``search``: each variant of DTAP with rates of backprop and of zeroth-order steps, on the two subjects
-of the benchmark's search, by the loss on drawings that no step sees. ``verdict``: chosen variants at
-their best rates and DTAP at its best rates on other subjects, by the judge's scores, paired by
-subject and seed. Both write into ``bench/results/tiny_variants.json``; what is there stays.
+``search``: each variant of DTAP with rates of backprop and of zeroth-order steps, on the two
+subjects of the benchmark's search, by the loss on drawings that no step sees. ``verdict``: chosen
+variants at their best rates and DTAP at its best rates on other subjects, by the judge's scores,
+paired by subject and seed. Both write into ``bench/results/tiny_variants.json``; what is there
+stays.
 """
 
 from __future__ import annotations

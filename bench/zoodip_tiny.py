@@ -3,11 +3,11 @@
 
 The bundled model learns a word for a new subject from five pictures whose captions name all but
 the subject and no class, by ZOODiP's steps: with and without its subspace gradient (SG) and its
-partial uniform timestep sampling (PUTS), each variant with the same forwards; and, for what could
-be reached, by backprop from the same start, whose step counts as two forwards of the batch of
-three. The word starts as the subject's class; "before" is the model with that class. The judge
-scores 32 pictures of the word alone. "held out" is the loss on 128 samples of new pictures of the
-subject, at timesteps spread evenly over all of them.
+partial uniform timestep sampling (PUTS), each variant with the same forwards, and on int8 weights;
+and, for what could be reached, by backprop from the same start, whose step counts as two forwards
+of the batch of three. The word starts as the subject's class; "before" is the model with that
+class. The judge scores 32 pictures of the word alone. "held out" is the loss on 128 samples of new
+pictures of the subject, at timesteps spread evenly over all of them.
 
 The loss of one step says more about its picture, noise and timestep than about the word. A loss
 curve therefore is a moving average of the loss minus that of the class word on the same samples.
@@ -70,9 +70,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "PUTS": ZEROTH_ORDER | {"subspace": False},
     "SG": ZEROTH_ORDER | ALL_TIMESTEPS,
     "neither": ZEROTH_ORDER | {"subspace": False} | ALL_TIMESTEPS,
+    "SG and PUTS, int8": ZEROTH_ORDER | {"weights": "int8"},
     "backprop": {"method": "backprop-high", "train": "token", "lr": 5e-3},
 }
-COLOURS = ("#1f77b4", "#2ca02c", "#ff7f0e", "#d62728", "#555555")
+COLOURS = ("#1f77b4", "#2ca02c", "#ff7f0e", "#d62728", "#9467bd", "#555555")
 HELD_OUT, AT_ONCE = 128, 32  # samples
 WINDOW = STEPS // 10
 EVERY = 3  # steps, of which the loss without learning is computed too
@@ -209,7 +210,7 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
             loss = np.transpose([row["held out"] for row in mine])
             gain, change = after - before, 100 * (loss[1] / loss[0] - 1)
             print(
-                f"{name:12} {len(mine)} seeds, score {before.mean():.3f} -> {after.mean():.3f} "
+                f"{name:17} {len(mine)} seeds, score {before.mean():.3f} -> {after.mean():.3f} "
                 f"(gain {gain.mean():+.3f}, {gain.min():+.3f} to {gain.max():+.3f}), held out "
                 f"{change.mean():+.2f} % ({change.min():+.2f} to {change.max():+.2f}), "
                 f"{np.mean([row['seconds'] for row in mine]):.0f} s"

@@ -123,12 +123,13 @@ class _Stored(Mapping[str, Tensor]):
 
 
 def fingerprint(*networks: torch.nn.Module) -> str:
-    """A name for networks: BLAKE2b over names, shapes and ``SAMPLED`` values of their weights.
+    """A name for networks: BLAKE2b over names, shapes and values of their weights.
 
     With or without an adapter or a token of ours in it, the name is that of the frozen weights.
 
-    The values are spread over each tensor: reading all of several GiB would take seconds, and
-    training a network changes every one of its tensors.
+    Of floating-point weights with more than ``WHOLE`` elements, about ``SAMPLED`` values that are
+    spread over each count: reading all of several GiB would take seconds, and training a network
+    changes every one of its tensors. Of int8 codes all count: an update may move a few of them.
     """
     digest = hashlib.blake2b(digest_size=16)
     for network in networks:
@@ -147,10 +148,15 @@ class Fingerprint:
         self._parts: dict[str, bytes] = {}
 
     def add(self, name: str, weight: Tensor) -> None:
-        chosen = torch.arange(0, weight.numel(), max(1, weight.numel() // SAMPLED))
-        values = weight.detach()[torch.unravel_index(chosen.to(weight.device), weight.shape)]
+        values = weight.detach()
+        if values.is_floating_point():
+            if values.numel() > WHOLE:
+                chosen = torch.arange(0, values.numel(), values.numel() // SAMPLED)
+                values = values[torch.unravel_index(chosen.to(values.device), values.shape)]
+            values = values.float()
+        content = hashlib.blake2b(tensor_bytes(values.contiguous()), digest_size=16)
         shape = f"{name} {tuple(weight.shape)}\n".encode()
-        self._parts[name] = shape + values.float().cpu().numpy().tobytes()
+        self._parts[name] = shape + content.digest()
 
     def content(self) -> bytes:
         """What is said of the weights so far."""
@@ -225,7 +231,8 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-SAMPLED = 64  # about as many values of each weight tensor go into a fingerprint
+SAMPLED = 64  # about as many values of each large weight tensor go into a fingerprint
+WHOLE = 1 << 14  # elements; scales of int8 codes have fewer
 
 _REMEDY = "delete the run folder to start again, or put an intact copy in its place"
 

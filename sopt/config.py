@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 
 from . import checks
+from .averaging import RULES as AVERAGE_RULES
+from .averaging import AverageSettings, check_average
 from .budget import Budget
 from .codes.settings import INT8_TRAINED, CodesSettings, check_codes_settings, codes_defaults
 from .codes.settings import RULES as CODES_RULES
@@ -49,7 +51,7 @@ _CHOICES = {
     "noise": NOISES,
     "resume": ("auto", "never"),
 }
-_RULES = LEAN_RULES | TOKEN_RULES | CODES_RULES
+_RULES = AVERAGE_RULES | LEAN_RULES | TOKEN_RULES | CODES_RULES
 
 # Settings that say where and when the files are written; no bit of the adapter depends on them.
 _WITHOUT_EFFECT_ON_BITS = (
@@ -68,7 +70,7 @@ def _help(text: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class TrainConfig(LeanSettings, TokenSettings, CodesSettings):
+class TrainConfig(AverageSettings, LeanSettings, TokenSettings, CodesSettings):
     """The settings of a run; make one with :meth:`create`, which checks them.
 
     ``lr``, ``zo_lr``, ``eps`` and ``num_perturbations`` are not published for the method
@@ -262,6 +264,7 @@ class TrainConfig(LeanSettings, TokenSettings, CodesSettings):
             checked = codes_defaults(checked["train"]) | checked
         check_token_settings(checked)
         check_codes_settings(checked)
+        check_average(checked)
         if checked.get("prior_prompt") is not None and checked.get("prior_images") is None:
             raise InputError(
                 f"prior_prompt={checked['prior_prompt']!r} does not go without prior_images"

@@ -37,7 +37,7 @@ from .run_folder import Run, RunFolder, picture_fingerprint
 from .sampling import generate, png_bytes
 from .schedules import make_schedule
 from .steps.draws import draw_step
-from .token.words import check_captions, learn_word
+from .token.words import check_captions, learn_word, warn_of_rounding
 from .training import frozen_fingerprint, make_training
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ def train(**settings: Any) -> Run:
     config = _settle(config, model, pictures)
     if config.train == "token":
         check_captions(config, learn_word(config, model), pictures)
+        warn_of_rounding(config)
     subjects, priors = (
         [picture for picture in pictures if picture.regularization == regularization]
         for regularization in (False, True)
@@ -203,6 +204,7 @@ def _optimize(
             repeats = bool(optimizer.state) or config.schedule == 1.0
             with memory.phase(f"train-{branch}", measured=branch not in measured):
                 outcome = (training.zeroth_order if zo else training.backprop)(i, t)
+                training.count(i)
             if repeats:
                 measured.add(branch)
             if outcome["loss"] is None:

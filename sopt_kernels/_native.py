@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ._arguments import check_ranges
 
-ABI_VERSION = 5  # SOPT_ABI_VERSION in csrc/include/sopt.h
+ABI_VERSION = 6  # SOPT_ABI_VERSION in csrc/include/sopt.h
 HOST, DEVICE = 0, 1  # sopt_memory
 DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # sopt_dtype
 # The C types of sopt.h. ctypes refuses arguments of a wrong kind, but wraps an integer that is

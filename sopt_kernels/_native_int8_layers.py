@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from ._int8_layers import ACTIVATIONS, result_size
-from ._native import DTYPE_CODE, ENUM, I64, PTR, bind, image_entry, int8_layer_entry
+from ._native import (
+    DTYPE_CODE,
+    ENUM,
+    I64,
+    PTR,
+    bind,
+    current_stream,
+    image_entry,
+    int8_layer_entry,
+)
 
 _forward = bind("cpu", "sopt_int8_conv2d_cpu", PTR, PTR, PTR, ENUM, ENUM, I64, PTR)
 _forward_scratch = bind(
@@ -24,6 +33,9 @@ _backward_scratch = bind(
     I64,
     returns_bytes=True,
 )
+
+_forward_cuda = bind("cuda", "sopt_int8_conv2d_cuda", PTR, PTR, PTR, ENUM, ENUM, PTR, PTR)
+_backward_cuda = bind("cuda", "sopt_int8_conv2d_backward_cuda", PTR, PTR, PTR, I64, I64, ENUM, PTR)
 
 
 def forward_cpu(
@@ -66,4 +78,45 @@ def backward_cpu(
         _backward_scratch(layer, x, height, width, dtype, threads), dtype=torch.uint8
     )
     _backward(layer, x, out.data_ptr(), height, width, dtype, threads, scratch.data_ptr())
+    return out
+
+
+def forward_cuda(
+    image: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    activations: str,
+) -> Tensor:
+    outputs, down, right, inputs = codes.shape
+    height = result_size(image.shape[1], down, stride, padding)
+    width = result_size(image.shape[2], right, stride, padding)
+    out = image.new_empty((image.shape[0], height, width, outputs))
+    layer, x = int8_layer_entry(codes, scales, bias, stride, padding), image_entry(image)
+    quantized = activations == ACTIVATIONS[0]
+    size = image.shape[:3].numel() * (-(-inputs // 4) * 4 + 4) if quantized else 0
+    with torch.cuda.device_of(image):
+        scratch = image.new_empty(size, dtype=torch.uint8)
+        dtype = DTYPE_CODE[image.dtype]
+        pointers = scratch.data_ptr(), current_stream()
+        _forward_cuda(layer, x, out.data_ptr(), dtype, int(quantized), *pointers)
+    return out
+
+
+def backward_cuda(
+    gradient: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    height: int,
+    width: int,
+    stride: int,
+    padding: int,
+) -> Tensor:
+    out = gradient.new_empty((gradient.shape[0], height, width, codes.shape[3]))
+    layer, x = int8_layer_entry(codes, scales, None, stride, padding), image_entry(gradient)
+    with torch.cuda.device_of(gradient):
+        dtype = DTYPE_CODE[gradient.dtype]
+        _backward_cuda(layer, x, out.data_ptr(), height, width, dtype, current_stream())
     return out

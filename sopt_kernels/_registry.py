@@ -46,6 +46,7 @@ class Op:
     fake: Callable  # shapes and dtypes only; raises for arguments the op rejects
     samples: Callable[[str], Iterable[tuple]]  # device -> argument tuples, for tests and bench
     native: Mapping[str, Callable] = field(default_factory=dict)  # device type -> launcher
+    best: Mapping[str, str] = field(default_factory=dict)  # device type -> backend, if not native
     triton: Callable | str | None = None  # or why it is not written; None: no Triton installed
     exact: bool = True  # the same bits of every body; else sums have an order of each one's own
     # (backward, setup_context) of torch.library.register_autograd; None: nothing to differentiate
@@ -57,11 +58,13 @@ class Op:
         triton = self.triton or "Triton is not installed"
         if callable(self.triton) and device_type != "cuda" and not _INTERPRET:
             triton = f"Triton runs on {device_type} only with TRITON_INTERPRET=1"
-        return {
+        found = {
             "native": _native.UNAVAILABLE.get(device_type, native),
             "triton": triton,
             "reference": self.reference,
         }
+        best = self.best.get(device_type, "native")
+        return {best: found.pop(best), **found}
 
     def backends(self, device_type: str) -> dict[str, Callable]:
         """The bodies usable on ``device_type`` in this process, best first."""

@@ -23,6 +23,8 @@ LAUNCHERS = {
     "sopt_restore_accumulate_cuda": ("ops.restore_accumulate.native", "_cuda"),
     "sopt_perturb_int8_cuda": ("ops.perturb_int8.native", "_cuda"),
     "sopt_update_int8_cuda": ("ops.update_int8.native", "_cuda"),
+    "sopt_int8_conv2d_cuda": ("_native_int8_layers", "_forward_cuda"),
+    "sopt_int8_conv2d_backward_cuda": ("_native_int8_layers", "_backward_cuda"),
     "sopt_philox4x32_10_cuda": ("ops.philox4x32.native", "_cuda"),
     "sopt_box_muller_cuda": ("ops.box_muller.native", "_cuda"),
 }

@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from sopt_kernels import _native, attention_forward
 from sopt_kernels._registry import OPS
 
-LEVELS = ["sse42", "avx2", "avx512", "avx512_bf16", "neon", "generic"]
+LEVELS = ["sse42", "avx2", "avx512", "avx512_bf16", "neon", "neon_dot", "generic"]
 DTYPES = [torch.float32, torch.bfloat16]
 SIZES = [8, 40, 64, 72, 80, 160, 256]
 OP = OPS["attention_forward"]

@@ -163,7 +163,8 @@ def test_a_cuda_build_of_pytorch_says_why_there_is_no_native_body():
 
 
 @pytest.mark.parametrize(
-    "level", ["sse42", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "neon", "generic"]
+    "level",
+    ["sse42", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "neon", "neon_dot", "generic"],
 )
 def test_every_level_gives_the_bits_of_the_reference(level, cpu_level):
     cpu_level(level)
@@ -220,7 +221,7 @@ def test_result_does_not_depend_on_threads(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("level", ["sse42", "avx2", "avx512", "neon", "generic"])
+@pytest.mark.parametrize("level", ["sse42", "avx2", "avx512", "neon", "neon_dot", "generic"])
 def test_indices_past_two_to_the_39(level, dtype, kind, cpu_level):
     """Block numbers past 2**32 of either kind, without the memory: the pool runs the end alone."""
     cpu_level(level)

@@ -89,7 +89,15 @@ def test_direction_within_the_trainer(path):
     if parts[0] == "steps":
         assert not {n for n in own if n.startswith("sopt.trainer")}
     if parts == ("config.py",):
-        leaves = ("errors", "budget", "checks", "lean_settings", "settings_file")
+        leaves = (
+            "averaging",
+            "errors",
+            "budget",
+            "checks",
+            "lean_settings",
+            "presets",
+            "settings_file",
+        )
         leaves += ("token.settings", "codes.settings")
         assert not own - {n for n in own if n.removeprefix("sopt.").startswith(leaves)}
 

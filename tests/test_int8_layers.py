@@ -11,7 +11,7 @@ from sopt_kernels import int8_conv2d, int8_linear
 from sopt_kernels._int8_layers import quantize_pixels
 from sopt_kernels._registry import OPS
 
-LEVELS = ["sse42", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "neon", "generic"]
+LEVELS = ["sse42", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "neon", "neon_dot", "generic"]
 
 
 def random_layer(*shape: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,7 +23,7 @@ BACKENDS = ["native", "triton", "reference"]
 # Triton's interpreter runs on the CPU, where the addresses of a GPU mean nothing.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = ["cpu"] + ["cuda"] * (torch.cuda.is_available() and not INTERPRETED)
-LEVELS = ["sse42", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "neon", "generic"]
+LEVELS = ["sse42", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "neon", "neon_dot", "generic"]
 
 
 def rows(name):

@@ -15,7 +15,7 @@ from sopt.models.forwards import ForwardLora, speed_up_forwards
 from sopt.models.lora import inject_lora
 from sopt_kernels import add_low_rank_
 
-LEVELS = ["sse42", "avx2", "avx512", "avx512_bf16", "neon", "generic"]
+LEVELS = ["sse42", "avx2", "avx512", "avx512_bf16", "neon", "neon_dot", "generic"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 EPS = torch.finfo(torch.float32).eps
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sopt_kernels import _native
+
 ROOT = Path(__file__).parents[1]
 HEADERS = f"-I{ROOT}/csrc/include"
 KERNEL_TESTS = ("add_noise", "c_library", "int8", "known_answers", "noise", "restore_accumulate")
@@ -78,20 +80,44 @@ def test_sanitizers_find_nothing_in_the_client_and_the_kernel_tests(tmp_path):
     run(*command, *files, cwd=tmp_path, env=environment)
 
 
-def test_neon_repeats_the_golden_hashes(tmp_path):
-    """Of every op, dtype, noise and rounding, by the client in plain C."""
-    target = "aarch64-linux-gnu"
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory):
+    """A function that runs a program in plain C on an emulated processor with these arguments."""
+    folder, target = tmp_path_factory.mktemp("arm"), "aarch64-linux-gnu"
     emulator, compiler = tool("qemu-aarch64"), tool(f"{target}-g++")
     system = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64")
     options = (*system, f"-DCMAKE_CXX_COMPILER={compiler}", "-DBUILD_SHARED_LIBS=OFF")
-    library = build(tmp_path / "build", *options)
-    run(tool(f"{target}-gcc"), "-std=c99", HEADERS, ROOT / "tests" / "client.c", "-static",
-        "-o", tmp_path / "client", library, "-lm")  # fmt: skip
-    assert run(emulator, tmp_path / "client").splitlines() == golden_lines()
+    library = build(folder / "build", *options)
+
+    def run_on(processor: str, source: Path, *arguments: str) -> list[str]:
+        program = folder / source.stem
+        run(tool(f"{target}-gcc"), "-std=gnu99", HEADERS, source, "-static", "-o", program, library,
+            "-lm")  # fmt: skip
+        return run(emulator, "-cpu", processor, program, *arguments).splitlines()
+
+    return run_on
+
+
+# The first processor has no instruction for dot products of bytes.
+@pytest.mark.parametrize("processor, level", [("cortex-a57", "neon"), ("max", "neon_dot")])
+def test_neon_repeats_the_golden_hashes(arm, tmp_path, processor, level):
+    """Of every op, dtype, noise and rounding, by the client in plain C."""
     (tmp_path / "level.c").write_text(
-        "#include <sopt.h>\n#include <stdio.h>\nint main(void) { return puts(sopt_cpu_level()); }"
+        "#include <sopt.h>\n#include <stdio.h>\n"
+        "int main(void) { return puts(sopt_cpu_level()) < 0; }"
     )
-    run(f"{target}-gcc", HEADERS, tmp_path / "level.c", "-static", "-o", tmp_path / "level",
-        library, "-lm")  # fmt: skip
-    level = subprocess.run([emulator, tmp_path / "level"], capture_output=True, text=True)
-    assert level.stdout.strip() == "neon"
+    assert arm(processor, tmp_path / "level.c") == [level]
+    assert arm(processor, ROOT / "tests" / "client.c") == golden_lines()
+
+
+def test_neon_has_the_bits_of_int8_layers(arm, tmp_path):
+    libraries = Path(_native.__file__).with_name("native") / "lib"
+    if "cpu" not in _native.LIBRARIES:
+        pytest.skip(_native.UNAVAILABLE["cpu"])
+    source = ROOT / "tests" / "layers.c"
+    run(tool("gcc"), "-std=gnu99", HEADERS, source, "-o", tmp_path / "layers", f"-L{libraries}",
+        "-lsopt_cpu", f"-Wl,-rpath,{libraries}", "-lm")  # fmt: skip
+    own = run(tmp_path / "layers", _native.cpu_level()).splitlines()
+    assert len(set(own)) == 10  # five layers in two dtypes
+    for level in ("neon", "neon_dot"):
+        assert arm("max", source, level) == own

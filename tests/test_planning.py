@@ -45,7 +45,7 @@ def test_what_is_no_budget_is_refused(text):
 @pytest.mark.usefixtures("own_memory")
 @pytest.mark.parametrize("schedule, checkpointing", [(0.5, True), (0.0, False)])
 def test_the_peaks_of_a_run_are_those_of_its_plan(settings, small, schedule, checkpointing):
-    chosen = {"schedule": schedule, "checkpointing": checkpointing, "steps": 8}
+    chosen = {"schedule": schedule, "checkpointing": checkpointing, "steps": 8, "average": 0.5}
     (planned,) = sopt.plan(method="selective", **small | chosen)
     run = sopt.train(**settings | chosen)
     for phase, peak in planned.phases.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pipelines import act_at_loss, crash
 from torch import Tensor, nn
 
 import sopt
@@ -158,14 +159,24 @@ def test_bad_networks_are_left_as_they_were():
     network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     with torch.no_grad():
         network[1].weight[0, 0] = float("inf")
-    with pytest.raises(InputError, match=r"must be finite, but 1 has NaN or infinite"):
+    with pytest.raises(InputError, match=r"must be finite, but 1.weight has NaN"):
         quantize(network)
     assert type(network[0]) is nn.Linear
     for odd in ({"groups": 2}, {"dilation": 2}, {"stride": (1, 2)}, {"padding": "same"}):
         with pytest.raises(InputError, match="must be a convolution of one group"):
             quantize(nn.Sequential(nn.Conv2d(4, 4, 3, **odd)))
+    for network, message in (
+        (nn.Linear(8, 65537), "between 1 and 65536 inputs and outputs, got .* shape"),
+        (nn.Linear(0, 4), "between 1 and 65536"),
+        (nn.Conv2d(4, 4, 3, stride=65), "none of them above 64"),
+        (nn.Linear(4, 4).double(), "must be float32, bfloat16 or float16, got torch.float64"),
+        (nn.MultiheadAttention(8, 2), "reads its weights itself"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, device="meta")), "got cpu and meta"),
+    ):
+        with pytest.raises(InputError, match=message):
+            quantize(network)
     with pytest.raises(InputError, match=r"activations must be one of .* got 'int4'"):
-        quantize(network, "int4")
+        quantize(nn.Linear(4, 4), "int4")
 
 
 def test_lora_on_int8_projections_has_the_gradients_of_the_float_ones(micro_model):
@@ -216,8 +227,17 @@ def test_training_on_int8_weights(settings, method):
     run = sopt.train(**settings | {"weights": "int8", "method": method})
     assert [step["step"] for step in run.history] == list(range(1, 7))
     assert all(step["loss"] is not None for step in run.history)
-    resumed = sopt.train(**settings | {"weights": "int8", "method": method})
-    assert resumed.history == run.history
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_crashed_run_on_int8_weights_continues_to_the_same_bits(settings, tmp_path, monkeypatch):
+    settings |= {"weights": "int8", "checkpoint_every": 1}
+    unbroken = sopt.train(**settings | {"output": str(tmp_path / "unbroken" / "run")})
+    act_at_loss(monkeypatch, 5, crash)
+    with pytest.raises(RuntimeError, match="crash"):
+        sopt.train(**settings)
+    act_at_loss(monkeypatch, 0, None)
+    assert sopt.train(**settings).adapter.read_bytes() == unbroken.adapter.read_bytes()
 
 
 def test_plans_know_int8_weights(settings):

@@ -104,3 +104,9 @@ def test_a_subspace_that_is_loaded_goes_on_to_the_same_bits(at):
         other.record(token)
         gradient = torch.ones_like(token)
         assert torch.equal(one.project(gradient), other.project(gradient))
+
+
+def test_a_share_below_the_arithmetic_takes_nothing_out():
+    for seed in range(6):
+        tokens = torch.randn(16, 40, generator=torch.Generator().manual_seed(seed))
+        assert len(low_variance_directions(tokens, 1e-16)) == 0

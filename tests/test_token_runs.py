@@ -1,5 +1,6 @@
 """Whole runs that train a token: both kinds of step, killed and continued, planned, drawn."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from killer import kill_at_loss
 from pipelines import FAMILY_RESOLUTION, crash, save_family_pipeline
 
 import sopt
+from bench import precision_gate
 from sopt import InputError
 from sopt.config import TrainConfig
 from sopt.files import load_tensors
@@ -63,6 +65,24 @@ def crash_at(patch, number):
     for name in ("diffusion_loss", "diffusion_losses"):
         patch.setattr(module, name, counted(getattr(module, name)))
     return calls
+
+
+def test_slopes_on_int8_weights_stand_out_of_rounding(monkeypatch):
+    """Those of the bundled model at the default size, against float32 weights."""
+    monkeypatch.setattr(precision_gate, "DIRECTIONS", 4)
+    monkeypatch.setattr(precision_gate, "WEIGHTS", ("float32", "int8"))
+    gate = precision_gate.TokenGate("tiny", None)
+    gate.prepare(0, [])
+    _, row = precision_gate.run(gate, [gate.eps], False)
+    assert gate.eps == 1e-3
+    assert row["cosine"] >= 0.9
+    assert row["noise over signal"] <= 0.5
+
+
+def test_rounding_of_16_bit_weights_is_told(settings, caplog):
+    with contextlib.suppress(InputError):  # of a processor that does not compute in it
+        sopt.train(**settings | {"weights": "bfloat16", "method": "textual-inversion", "steps": 1})
+        assert "does not stand out of the rounding of bfloat16 activations" in caplog.text
 
 
 @pytest.mark.usefixtures("quick")
@@ -234,6 +254,9 @@ WORDS = {"token": "<x>", "initializer": "dog"}
         ({"token": "<x>"}, "initializer is missing: .*a word of one token"),
         (WORDS | {"token": "a b"}, "token must be a word without spaces and slashes"),
         (WORDS | {"token": "a/b"}, "token must be a word without spaces and slashes"),
+        (WORDS | {"token": "x" * 201}, "of at most 200 bytes"),
+        (WORDS | {"token": "a\0b"}, "token must be a word"),
+        (WORDS | {"token": "learned_embeds"}, "and not learned_embeds or learned_embeds_2, got"),
         (WORDS | {"token": "dog"}, "initializer='dog' must be another word than token"),
         (WORDS | {"nu": 0}, r"nu must be in \(0, 1\), got 0"),
         (WORDS | {"nu": 1.0}, r"nu must be in \(0, 1\), got 1.0"),
@@ -291,6 +314,8 @@ def test_published_settings_and_the_shorthand():
     assert values(made(**shorthand)) == (5e-3, 1e-3, 2, 128, 1e-3, 500, 900, 30000)
     assert values(made("sd21", **shorthand)) == (1e-2, 1e-2, 2, 128, 1e-3, 500, 900, 30000)
     assert values(made("sdxl", **shorthand)) == (1e-2, 1e-2, 2, 128, 1e-3, 700, 900, 20000)
+    with pytest.raises(InputError, match="'script' does not go with a model of sdxl"):
+        made("sdxl", preset="script", **shorthand)
     script = made(preset="script", **shorthand)
     assert values(script) == (1e-2, 1e-3, 2, 128, 1e-3, 500, 899, 30000)
     assert script.scale_by_dimension

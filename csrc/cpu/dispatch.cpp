@@ -4,6 +4,12 @@
 #include "kernels.h"
 #include "sopt.h"
 
+#if defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace sopt {
 namespace {
 
@@ -24,6 +30,18 @@ bool has_avx512() {
 }
 bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
+#elif defined(__aarch64__)
+bool has_neon_dot() {
+#if defined(__APPLE__)
+  int found = 0;
+  size_t size = sizeof found;
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, nullptr, 0) == 0 && found;
+#elif defined(__linux__)
+  return (getauxval(AT_HWCAP) & 1 << 20) != 0;  // HWCAP_ASIMDDP
+#else
+  return false;
+#endif
+}
 #endif
 
 // Best first; the last one is taken without asking.
@@ -35,6 +53,7 @@ const Level levels[] = {
     {"avx2", &kernels_avx2, has_avx2()},
     {"sse42", &kernels_sse42, true},
 #elif defined(__aarch64__)
+    {"neon_dot", &kernels_neon_dot, has_neon_dot()},
     {"neon", &kernels_neon, true},
 #else
     {"generic", &kernels_generic, true},

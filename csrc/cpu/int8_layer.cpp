@@ -2,6 +2,7 @@
 #include <atomic>
 #include <cinttypes>
 
+#include "../common/int8_layers.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -104,29 +105,10 @@ Plan plan_of(const sopt_int8_layer& layer, const sopt_image& x, bool transposed,
 
 sopt_status check(const char* function, const sopt_int8_layer& layer, const sopt_image& x,
                   sopt_dtype dtype, sopt_elements elements, int64_t threads) {
-  const struct {
-    const char* name;
-    int64_t value, least, most;
-  } rules[] = {
-      {"dtype", dtype, SOPT_FLOAT32, SOPT_FLOAT16},
-      {"elements", elements, SOPT_ELEMENTS_REAL, SOPT_ELEMENTS_INT8},
-      {"threads", threads, 1, 65536},
-      {"outputs", layer.outputs, 1, SOPT_INT8_MAX_CHANNELS},
-      {"inputs", layer.inputs, 1, SOPT_INT8_MAX_CHANNELS},
-      {"kernel_height", layer.kernel_height, 1, 64},
-      {"kernel_width", layer.kernel_width, 1, 64},
-      {"stride", layer.stride, 1, 64},
-      {"padding", layer.padding, 0, 64},
-      {"batch", x.batch, 0, INT64_MAX},
-      {"height", x.height, 0, INT64_MAX},
-      {"width", x.width, 0, INT64_MAX},
-  };
-  for (const auto& rule : rules)
-    if (rule.value < rule.least || rule.value > rule.most)
-      return sopt_fail(SOPT_INVALID_ARGUMENT,
-                       "%s: %s must be in [%" PRId64 ", %" PRId64 "], got %" PRId64, function,
-                       rule.name, rule.least, rule.most, rule.value);
-  return SOPT_OK;
+  if (threads < 1 || threads > 65536)
+    return sopt_fail(SOPT_INVALID_ARGUMENT, "%s: threads must be in [1, 65536], got %" PRId64,
+                     function, threads);
+  return check_int8_layer(function, layer, x, dtype, elements);
 }
 
 sopt_status run(Plan p, void* out, void* scratch) {
@@ -140,17 +122,12 @@ sopt_status run(Plan p, void* out, void* scratch) {
   });
 }
 
-int64_t out_size(int64_t size, int64_t kernel, const sopt_int8_layer& layer) {
-  const int64_t room = size + 2 * layer.padding - kernel;
-  return room < 0 ? 0 : room / layer.stride + 1;
-}
-
 sopt_status plan_forward(const char* function, const sopt_int8_layer& layer, const sopt_image& x,
                          sopt_dtype dtype, sopt_elements elements, int64_t threads, Plan* plan) {
   const sopt_status status = check(function, layer, x, dtype, elements, threads);
   if (status != SOPT_OK) return status;
-  const int64_t height = out_size(x.height, layer.kernel_height, layer);
-  const int64_t width = out_size(x.width, layer.kernel_width, layer);
+  const int64_t height = int8_result_size(x.height, layer.kernel_height, layer);
+  const int64_t width = int8_result_size(x.width, layer.kernel_width, layer);
   *plan = plan_of(layer, x, false, height, width, dtype, elements, threads);
   return SOPT_OK;
 }
@@ -158,15 +135,9 @@ sopt_status plan_forward(const char* function, const sopt_int8_layer& layer, con
 sopt_status plan_backward(const char* function, const sopt_int8_layer& layer, const sopt_image& x,
                           int64_t height, int64_t width, sopt_dtype dtype, int64_t threads,
                           Plan* plan) {
-  const sopt_status status = check(function, layer, x, dtype, SOPT_ELEMENTS_REAL, threads);
+  sopt_status status = check(function, layer, x, dtype, SOPT_ELEMENTS_REAL, threads);
+  if (status == SOPT_OK) status = check_int8_gradient(function, layer, x, height, width);
   if (status != SOPT_OK) return status;
-  if (out_size(height, layer.kernel_height, layer) != x.height ||
-      out_size(width, layer.kernel_width, layer) != x.width)
-    return sopt_fail(
-        SOPT_INVALID_ARGUMENT,
-        "%s: height and width must be those of an input of which the result is %" PRId64
-        " by %" PRId64 ", got %" PRId64 " and %" PRId64,
-        function, x.height, x.width, height, width);
   *plan = plan_of(layer, x, true, height, width, dtype, SOPT_ELEMENTS_REAL, threads);
   return SOPT_OK;
 }

@@ -216,9 +216,9 @@ void list_sources(const Int8Call& c, const Int8Tile& t, int64_t down, int64_t ri
                   const Int8Scratch<M>& s) {
   const int64_t width = t.columns.size, zeros = t.rows.size * width;
   for (int64_t y = 0; y < t.height; ++y) {
-    const int64_t row = int8_source(c, t.top + y, down, c.x.image.height);
+    const int64_t row = int8_source(c.layer, c.transposed, t.top + y, down, c.x.image.height);
     for (int64_t x = 0; x < t.width; ++x) {
-      const int64_t column = int8_source(c, t.left + x, right, c.x.image.width);
+      const int64_t column = int8_source(c.layer, c.transposed, t.left + x, right, c.x.image.width);
       const bool inside = row >= 0 && column >= 0;
       s.sources[y * t.width + x] =
           int32_t(inside ? (row - t.rows.begin) * width + column - t.columns.begin : zeros);

@@ -3,6 +3,7 @@
 //   Integers: elements are quantized, sums are int32 and exact.
 //   Reals: codes are converted, sums are float32; pairs of bfloat16 where AVX512_BF16 is.
 #pragma once
+#include "../common/int8_layers.h"
 #include "attention_math.h"
 #include "kernels.h"
 
@@ -110,6 +111,29 @@ struct IntegerFours : IntegerWords<P, 4, uint8_t> {
     _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)x));
   }
   SOPT_INLINE Words load_codes(const int8_t* from) { return (Words)_mm512_loadu_si512(from); }
+};
+template <class P>
+using Integers = IntegerFours<P>;
+#elif defined(__ARM_FEATURE_DOTPROD)
+// Fours of bytes, both factors with their signs.
+template <class P>
+struct IntegerFours : IntegerWords<P, 4, int8_t> {
+  using typename IntegerWords<P, 4, int8_t>::F;
+  using typename IntegerWords<P, 4, int8_t>::Sum;
+  using typename IntegerWords<P, 4, int8_t>::Words;
+  SOPT_INLINE Sum dot(Words a, Words b, Sum c) {
+    return (Sum)vdotq_s32((int32x4_t)c, (int8x16_t)a, (int8x16_t)b);
+  }
+  SOPT_INLINE void store_codes(int8_t* to, Words x) {
+    typedef int8_t Bytes __attribute__((vector_size(P::kLanes)));
+    const Bytes bytes = __builtin_convertvector(x, Bytes);
+    memcpy(to, &bytes, sizeof bytes);
+  }
+  SOPT_INLINE Words load_codes(const int8_t* from) {
+    Words x;
+    memcpy(&x, from, sizeof x);
+    return x;
+  }
 };
 template <class P>
 using Integers = IntegerFours<P>;

@@ -89,21 +89,7 @@ struct Int8Body {
   int64_t columns, depth, rows;  // of a panel; of a word; of a tile of registers
 };
 
-// Pixels below this are zeros: 127 over them might overflow.
-constexpr float kLeastQuantized = 0x1p-100f;
-// Adding it rounds what is small to an integer, ties to even.
-constexpr float kRounder = 0x1.8p23f;
-
 static inline int64_t int8_aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-// The row (or column) of x that row y of the result reads for row k of the kernel; -1 for none.
-static inline int64_t int8_source(const Int8Call& c, int64_t y, int64_t k, int64_t size) {
-  const int64_t stride = c.layer.stride, padding = c.layer.padding;
-  const int64_t at = c.transposed ? y + padding - k : y * stride + k - padding;
-  if (at < 0 || (c.transposed && at % stride != 0)) return -1;
-  const int64_t row = c.transposed ? at / stride : at;
-  return row < size ? row : -1;
-}
 
 // All rows of x that `count` rows of the result read, from row y on.
 struct Int8Span {
@@ -150,7 +136,7 @@ struct Kernels {
 
 // Each is defined by one compilation of kernels.cpp.
 extern const Kernels kernels_sse42, kernels_avx2, kernels_avx512, kernels_avx512_vnni,
-    kernels_avx512_bf16, kernels_neon, kernels_generic;
+    kernels_avx512_bf16, kernels_neon, kernels_neon_dot, kernels_generic;
 
 // Those of the level in use.
 const Kernels& kernels();

@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a signature, a code or the meaning of an argument changes. */
-#define SOPT_ABI_VERSION 5
+#define SOPT_ABI_VERSION 6
 
 typedef enum SOPT_INT {
   SOPT_OK = 0,
@@ -65,9 +65,10 @@ typedef int (*sopt_parallel_for)(int64_t begin, int64_t end, int64_t grain, sopt
  * threads of its own, so that it never competes with the pool of its host. */
 SOPT_API sopt_status sopt_set_parallel_for(sopt_parallel_for parallel_for);
 
-/* Instruction-set level in use: sse42, avx2, avx512, avx512_vnni or avx512_bf16; neon; generic. The
- * best one that the processor has is chosen at load; forcing one is for tests. All levels give the
- * same bits, but for attention, low-rank adapters and int8 layers of elements as they are. */
+/* Instruction-set level in use: sse42, avx2, avx512, avx512_vnni or avx512_bf16; neon or
+ * neon_dot; generic. The best one that the processor has is chosen at load; forcing one is for
+ * tests. All levels give the same bits, but for attention, low-rank adapters and int8 layers of
+ * elements as they are. */
 SOPT_API const char* sopt_cpu_level(void);
 SOPT_API sopt_status sopt_set_cpu_level(const char* level);
 
@@ -311,6 +312,16 @@ SOPT_API sopt_status sopt_int8_conv2d_backward_cpu(const sopt_int8_layer* layer,
                                                    const sopt_image* gradient, void* out,
                                                    int64_t height, int64_t width, sopt_dtype dtype,
                                                    int64_t threads, void* scratch);
+
+/* The same on a GPU, of tensors there. scratch, for SOPT_ELEMENTS_INT8 alone, 4-byte aligned: for
+ * each pixel of x its inputs, rounded up to a multiple of 4, and 4 more bytes. */
+SOPT_API sopt_status sopt_int8_conv2d_cuda(const sopt_int8_layer* layer, const sopt_image* x,
+                                           void* out, sopt_dtype dtype, sopt_elements elements,
+                                           void* scratch, void* stream);
+SOPT_API sopt_status sopt_int8_conv2d_backward_cuda(const sopt_int8_layer* layer,
+                                                    const sopt_image* gradient, void* out,
+                                                    int64_t height, int64_t width, sopt_dtype dtype,
+                                                    void* stream);
 
 #ifdef __cplusplus
 }

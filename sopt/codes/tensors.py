@@ -89,8 +89,8 @@ def check_scales(name: str, scales: Mapping[str, Tensor]) -> None:
 class CodesFingerprint:
     """A name for the int8 weights of a network, whose layers come one at a time, in any order.
 
-    BLAKE2b over names, shapes and a sample of values, of codes and scales. It does not depend on
-    how the rest of the network is stored.
+    BLAKE2b over names, shapes and all values of codes and scales. It does not depend on how the
+    rest of the network is stored.
     """
 
     def __init__(self) -> None:

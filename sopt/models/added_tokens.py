@@ -15,11 +15,11 @@ from ..errors import InputError
 class AddedRows(nn.Module):
     """An embedding table with further rows, which alone are trained; the table is not copied.
 
-    The ids from ``first`` on mean the rows. They are float32, whatever the table's dtype is, and
-    what is looked up has the table's.
+    The ids from ``first`` on mean the rows. They are float32, whatever the table's dtype is.
 
     Args:
         rows: (vectors, width) float32.
+        dtype: Of what is looked up; the table's if not given.
 
     Attributes:
         candidates: None, or (batch, vectors, width): rows that each element of a batch has
@@ -32,8 +32,11 @@ class AddedRows(nn.Module):
         tensor([[[1., 1.]]], grad_fn=<WhereBackward0>)
     """
 
-    def __init__(self, table: nn.Embedding, rows: Tensor, first: int) -> None:
+    def __init__(
+        self, table: nn.Embedding, rows: Tensor, first: int, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
+        self._dtype = table.weight.dtype if dtype is None else dtype
         self.table = table
         self.rows = nn.Parameter(rows)
         self.first = first
@@ -44,12 +47,12 @@ class AddedRows(nn.Module):
         position = ids - self.first
         added = (position >= 0) & (position < len(self.rows))
         position = position.clamp(0, len(self.rows) - 1)
-        known = self.table(ids.masked_fill(added, 0))
+        known = self.table(ids.masked_fill(added, 0)).to(self._dtype)
         if self.candidates is None:
             chosen = self.rows[position]
         else:
             chosen = self.candidates[torch.arange(len(ids), device=ids.device)[:, None], position]
-        return torch.where(added[..., None], chosen.to(known.dtype), known)
+        return torch.where(added[..., None], chosen.to(self._dtype), known)
 
     @property
     def weight(self) -> Tensor:
@@ -57,9 +60,9 @@ class AddedRows(nn.Module):
         return self.table.weight
 
 
-def add_rows(encoder: Any, rows: Tensor, first: int) -> AddedRows:
-    """Put rows beside the embedding table of a text encoder, in place."""
-    embedding = AddedRows(encoder.get_input_embeddings(), rows, first)
+def add_rows(encoder: Any, rows: Tensor, first: int, dtype: torch.dtype | None = None) -> AddedRows:
+    """Put rows beside the embedding table of a text encoder, in place; see :class:`AddedRows`."""
+    embedding = AddedRows(encoder.get_input_embeddings(), rows, first, dtype)
     encoder.set_input_embeddings(embedding)
     return embedding
 

@@ -122,8 +122,8 @@ def check_configuration(name: str, configs: Mapping[str, Mapping[str, Any]]) -> 
         )
     if "sigma_data" in scheduler:  # noise and network preconditioned as in arXiv 2206.00364
         raise InputError(
-            f"model {name!r}: its scheduler must count timesteps, as DDPM does, got one of EDM with "
-            f"sigma_data={scheduler['sigma_data']}"
+            f"model {name!r}: its scheduler must count timesteps, as DDPM does, got one of EDM "
+            f"with sigma_data={scheduler['sigma_data']}"
         )
 
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ..memory import mapped_weights, return_freed_memory
 from .kinds import Kind, build_on_meta
 from .quantized import Spool, become_int8_on_meta
-from .storage import Int8Storage, Storage, float_dtype
+from .storage import Int8Storage, Storage
 
 SD21_WIDTH = 1024  # of its text encoder
 
@@ -141,8 +141,8 @@ class Model:
 
     def storage(self, component: str, wanted: Storage) -> Storage:
         """How a component is in memory: what is stored on int8 weights stays so."""
-        if component == "unet" and self.int8:
-            return Int8Storage(float_dtype(wanted))
+        if component == "unet" and self.int8 and not isinstance(wanted, Int8Storage):
+            return Int8Storage(wanted)
         return wanted
 
     def skeleton(

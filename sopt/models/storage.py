@@ -13,14 +13,15 @@ INT8 = "int8"
 class Int8Storage:
     """Linear layers and convolutions on int8 codes, the rest in ``dtype``.
 
-    The U-Net's activations are quantized too: it runs at every step, and integers are fast. Those
-    of text encoders are not: they run once.
+    The U-Net's activations are quantized too, unless ``unet_activations`` says otherwise: it runs
+    at every step, and integers are fast. Those of text encoders are not: they run once.
     """
 
     dtype: torch.dtype
+    unet_activations: str = "int8"
 
     def activations(self, component: str) -> str:
-        return "int8" if component == "unet" else "float"
+        return self.unet_activations if component == "unet" else "float"
 
 
 Storage = torch.dtype | Int8Storage

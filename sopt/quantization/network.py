@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from .layers import Int8Conv2d, Int8Layer, Int8Linear, Int8Weight, quantize_weight
 
 ACTIVATIONS = ("int8", "float")
+MOST_CHANNELS, MOST_OF_A_KERNEL = 65536, 64  # of int8_linear and int8_conv2d
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ def quantize(module: nn.Module, activations: str = "int8") -> Quantization:
         How much of the network is int8.
 
     Raises:
-        InputError: A weight is NaN or infinite, a convolution is of a kind that has no int8 form,
-            or ``activations`` is neither.
+        InputError: A weight is NaN or infinite, weights are on several devices, a layer is of a
+            kind that has no int8 form, or ``activations`` is neither.
 
     Source:
         Scales per output channel and per token: Yao et al., *ZeroQuant*, arXiv 2206.01861.
@@ -67,9 +69,12 @@ def quantize(module: nn.Module, activations: str = "int8") -> Quantization:
     if activations not in ACTIVATIONS:
         raise InputError(f"activations must be one of {ACTIVATIONS}, got {activations!r}")
     layers = quantizable_layers(module)
-    for path, layer in layers.items():
-        if not layer.weight.isfinite().all():
-            raise InputError(f"the weights must be finite, but {path} has NaN or infinite values")
+    devices = sorted({str(weight.device) for weight in module.parameters()})
+    if len(devices) > 1 or devices == ["meta"]:
+        raise InputError(f"the weights must be on one device, got {' and '.join(devices)}")
+    for name, weight in module.named_parameters():
+        if not weight.isfinite().all():
+            raise InputError(f"the weights must be finite, but {name} has NaN or infinite values")
     for layer in layers.values():
         become_int8(layer, quantize_weight(layer.weight.detach()), activations)
     return Quantization.of(module)
@@ -79,18 +84,31 @@ def quantizable_layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     """The layers to put on int8 weights, by path.
 
     Raises:
-        InputError: A convolution is of a kind that has no int8 form.
+        InputError: A layer is of a kind that has no int8 form.
     """
     found: dict[str, nn.Linear | nn.Conv2d] = {}
     for path, layer in module.named_modules():
-        if isinstance(layer, Int8Layer):
+        if isinstance(layer, nn.MultiheadAttention):
+            raise InputError(f"{path or 'module'} reads its weights itself: it has no int8 form")
+        if isinstance(layer, Int8Layer) or not isinstance(layer, (nn.Linear, nn.Conv2d)):
             continue
         if isinstance(layer, nn.Conv2d):
             _check_convolution(path, layer)
-            found[path] = layer
-        elif isinstance(layer, nn.Linear):
-            found[path] = layer
+        _check_weight(path, layer.weight)
+        found[path] = layer
     return found
+
+
+def _check_weight(path: str, weight: Tensor) -> None:
+    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise InputError(
+            f"{path or 'module'} must be float32, bfloat16 or float16, got {weight.dtype}"
+        )
+    if not weight.numel() > 0 or max(weight.shape[:2]) > MOST_CHANNELS:
+        raise InputError(
+            f"{path or 'module'} must have between 1 and {MOST_CHANNELS} inputs and outputs, got a "
+            f"weight of shape {tuple(weight.shape)}"
+        )
 
 
 def _check_convolution(path: str, layer: nn.Conv2d) -> None:
@@ -101,11 +119,12 @@ def _check_convolution(path: str, layer: nn.Conv2d) -> None:
         and len(set(layer.stride)) == 1
         and not isinstance(layer.padding, str)
         and len(set(layer.padding)) == 1
+        and max(*layer.kernel_size, *layer.stride, *layer.padding) <= MOST_OF_A_KERNEL
     )
     if not plain:
         raise InputError(
             f"{path} must be a convolution of one group without dilation, with one stride and one "
-            f"padding of zeros, got {layer}"
+            f"padding of zeros, none of them above {MOST_OF_A_KERNEL}, got {layer}"
         )
 
 

@@ -13,6 +13,8 @@ from ..errors import InputError
 ESTIMATORS = ("rge", "spsa")
 OPTIMIZERS = ("adam", "sgd")
 PRESETS = ("paper", "script")
+LONGEST_TOKEN = 200  # bytes; a file's name has 255
+RESERVED = ("learned_embeds", "learned_embeds_2")  # files of diffusers beside a token's own
 
 # arXiv 2503.14868, section 4 and appendix, by family of models. SDXL's learning rate and upper
 # timestep are not published: those of the other families stand in. "script" is what the authors'
@@ -33,10 +35,9 @@ _PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
         "sd21": _PAPER_SD15 | {"zo_lr": 1e-2, "eps": 1e-2},
         "sdxl": _PAPER_SD15 | {"zo_lr": 1e-2, "eps": 1e-2, "min_timestep": 700, "steps": 20_000},
     },
-    "script": dict.fromkeys(
-        ("sd15", "sd21", "sdxl"),
-        _PAPER_SD15 | {"zo_lr": 1e-2, "max_timestep": 899, "scale_by_dimension": True},
-    ),
+    "script": {
+        "sd15": _PAPER_SD15 | {"zo_lr": 1e-2, "max_timestep": 899, "scale_by_dimension": True}
+    },
 }
 # The learning rate of the paper's baseline, textual inversion by backprop.
 _BACKPROP_LR = 5e-3
@@ -128,6 +129,10 @@ _LORA_ONLY = ("rank", "prior_images", "prior_prompt", "prior_weight")
 
 def token_defaults(given: Mapping[str, Any], family: str) -> dict[str, Any]:
     """The defaults of settings with ``train="token"``, for a family of models."""
+    if given.get("preset") == "script" and family != "sd15":
+        raise InputError(
+            f"preset='script' does not go with a model of {family}: it has values for SD1.5 alone"
+        )
     published = dict(_PUBLISHED[given.get("preset", TokenSettings.preset)][family])
     if given.get("method") != "textual-inversion":
         for name in _OF_THE_RECIPE:
@@ -179,10 +184,17 @@ def check_tau(tau: int, widths: Mapping[str, int]) -> None:
 def _token(value: Any) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or not value or value.split() != [value] or "/" in value:
+    if (
+        not isinstance(value, str)
+        or value.split() != [value]
+        or not value.isprintable()
+        or "/" in value
+        or len(value.encode()) > LONGEST_TOKEN
+        or value in RESERVED
+    ):
         raise InputError(
-            f"token must be a word without spaces and slashes, since a file is named by it, "
-            f"got {value!r}"
+            "token must be a word without spaces and slashes, since a file is named by it, of at "
+            f"most {LONGEST_TOKEN} bytes and not {' or '.join(RESERVED)}, got {value!r}"
         )
     return value
 

@@ -90,6 +90,6 @@ def low_variance_directions(tokens: Tensor, nu: float) -> Tensor:
     _, sizes, directions = torch.linalg.svd(centred, full_matrices=False)
     variances = sizes.square()
     shares = variances.cumsum(0) / variances.sum()
-    first = int((shares > 1 - nu).int().argmax()) + 1
+    first = int((shares <= 1 - nu).sum()) + 1
     rank = int((sizes > sizes[0] * max(centred.shape) * torch.finfo(sizes.dtype).eps).sum())
     return directions[first:rank].to(tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +11,22 @@ from torch import Tensor
 from ..models import Model
 from ..models.added_tokens import AddedRows, add_rows
 from ..models.conditioning import Prompt, run_encoder
-from ..models.storage import Storage
+from ..models.storage import Int8Storage, Storage, float_dtype
 from .words import Word
+
+
+def load_encoder(model: Model, component: str, storage: Storage, device: torch.device) -> Any:
+    """A text encoder that computes in the dtype of ``storage``. On int8 weights its token table,
+    of which little is read, is bfloat16 all the same: half of the encoder's memory."""
+    if not isinstance(storage, Int8Storage):
+        return model.load(component, storage, device)
+    encoder = model.load(component, Int8Storage(torch.bfloat16), device)
+    table = encoder.get_input_embeddings()
+    for owner in encoder.modules():
+        for weight in owner.parameters(recurse=False):
+            if owner is not table:
+                weight.data = weight.data.to(storage.dtype)
+    return encoder
 
 
 class TokenText:
@@ -39,13 +54,13 @@ class TokenText:
         self._device = device
         self._words = words
         self._encoded: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
-        self.encoders = {name: model.load(name, dtype, device) for name in words}
+        self.encoders = {name: load_encoder(model, name, dtype, device) for name in words}
         self._embeddings: dict[str, AddedRows] = {}
         self.rows: dict[str, Tensor] = {}
         for name, encoder in self.encoders.items():
             table = encoder.get_input_embeddings().weight
             start = table[words[name].initializer].detach().float().repeat(num_vectors, 1)
-            self._embeddings[name] = add_rows(encoder, start, words[name].first)
+            self._embeddings[name] = add_rows(encoder, start, words[name].first, float_dtype(dtype))
             self.rows[f"{name}.token.{token}"] = self._embeddings[name].rows
 
     def encode(self, caption: str, candidates: Mapping[str, Tensor] | None = None) -> Prompt:

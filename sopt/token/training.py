@@ -147,11 +147,11 @@ class TokenTraining(Training):
         subspaces: dict[str, dict[str, Tensor]] = {}
         super().load_state(state)
         for path, tensor in state.items():
-            if path == "eps":
-                continue
-            part, name, key = path.split("/")
-            into = optimizer if part == "zo_optimizer" else subspaces
-            into.setdefault(name, {})[key] = tensor
+            match path.split("/"):
+                case ["zo_optimizer", name, key]:
+                    optimizer.setdefault(name, {})[key] = tensor
+                case ["subspace", name, key]:
+                    subspaces.setdefault(name, {})[key] = tensor
         restore_optimizer(self.adapter, self._zo_optimizer, optimizer)
         for name, subspace in self._subspaces.items():
             subspace.load(subspaces[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from ..errors import InputError
 from ..models import Model
 from ..models.added_tokens import add_tokens, id_of_word, spell_out
 from ..models.conditioning import tokenize
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,14 @@ def check_captions(
                     f"the {word.tokenizer.model_max_length} tokens that the model takes, "
                     f"got {picture.caption!r}"
                 )
+
+
+def warn_of_rounding(config: TrainConfig) -> None:
+    """Say so where zeroth-order steps would follow the rounding of 16-bit activations."""
+    sixteen = config.weights in ("bfloat16", "float16")
+    if sixteen and config.schedule != 0.0 and config.eps != "auto":
+        logger.warning(
+            "what perturbations of a token do to the loss does not stand out of the rounding of "
+            "%s activations: float32 and int8 weights have float32 ones, eps='auto' measures",
+            config.weights,
+        )

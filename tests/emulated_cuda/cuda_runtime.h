@@ -40,6 +40,11 @@ inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __int2float_rn(int x) { return float(x); }
 inline int __float2int_rz(float x) { return int(x); }
 
+inline int __dp4a(int a, int b, int sum) {
+  for (int i = 0; i < 32; i += 8) sum += int8_t(unsigned(a) >> i) * int8_t(unsigned(b) >> i);
+  return sum;
+}
+
 inline void atomicAdd(unsigned long long* to, unsigned long long x) { *to += x; }
 
 typedef void* cudaStream_t;

@@ -5,5 +5,6 @@
 #include "../../csrc/cuda/box_muller.cu"
 #include "../../csrc/cuda/check.cu"
 #include "../../csrc/cuda/int8.cu"
+#include "../../csrc/cuda/int8_layer.cu"
 #include "../../csrc/cuda/philox4x32.cu"
 #include "../../csrc/cuda/restore_accumulate.cu"

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..._int8_layers import check_no_gradient, image_samples, layer_sample
 from ..._registry import Op, register, triton_body
-from .native import int8_conv2d_backward_cpu, int8_conv2d_cpu
+from .native import int8_conv2d as _native
+from .native import int8_conv2d_backward as _native_backward
 from .reference import check, check_backward, result_sides
 from .reference import int8_conv2d as _reference
 from .reference import int8_conv2d_backward as _reference_backward
@@ -145,7 +146,8 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
-        native={"cpu": int8_conv2d_cpu},
+        native=_native,
+        best={"cuda": "triton"},
         triton=triton_body(__name__, "int8_conv2d"),
         autograd=(_backward, _setup_context),
     )
@@ -160,7 +162,8 @@ register(
         reference=_reference_backward,
         fake=_fake_backward,
         samples=_samples_backward,
-        native={"cpu": int8_conv2d_backward_cpu},
+        native=_native_backward,
+        best={"cuda": "triton"},
         triton=triton_body(__name__, "int8_conv2d_backward"),
     )
 )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor
 
-from ..._native_int8_layers import backward_cpu, forward_cpu
+from ..._native_int8_layers import backward_cpu, backward_cuda, forward_cpu, forward_cuda
 from .reference import check, check_backward
 
 
-def int8_conv2d_cpu(
+def _forward(
+    run: Callable,
     x: Tensor,
     codes: Tensor,
     scales: Tensor,
@@ -19,11 +23,11 @@ def int8_conv2d_cpu(
 ) -> Tensor:
     check(x, codes, scales, bias, stride, padding, activations)
     image = x.permute(0, 2, 3, 1)
-    result = forward_cpu(image, codes, scales, bias, stride, padding, activations)
-    return result.permute(0, 3, 1, 2)
+    return run(image, codes, scales, bias, stride, padding, activations).permute(0, 3, 1, 2)
 
 
-def int8_conv2d_backward_cpu(
+def _backward(
+    run: Callable,
     gradient: Tensor,
     codes: Tensor,
     scales: Tensor,
@@ -34,5 +38,11 @@ def int8_conv2d_backward_cpu(
 ) -> Tensor:
     check_backward(gradient, codes, scales, height, width, stride, padding)
     image = gradient.permute(0, 2, 3, 1)
-    result = backward_cpu(image, codes, scales, height, width, stride, padding)
-    return result.permute(0, 3, 1, 2)
+    return run(image, codes, scales, height, width, stride, padding).permute(0, 3, 1, 2)
+
+
+int8_conv2d = {"cpu": partial(_forward, forward_cpu), "cuda": partial(_forward, forward_cuda)}
+int8_conv2d_backward = {
+    "cpu": partial(_backward, backward_cpu),
+    "cuda": partial(_backward, backward_cuda),
+}

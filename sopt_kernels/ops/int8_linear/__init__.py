@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..._int8_layers import check_no_gradient, image_samples, layer_sample
 from ..._registry import Op, register, triton_body
-from .native import int8_linear_backward_cpu, int8_linear_cpu
+from .native import int8_linear as _native
+from .native import int8_linear_backward as _native_backward
 from .reference import check, check_backward
 from .reference import int8_linear as _reference
 from .reference import int8_linear_backward as _reference_backward
@@ -37,8 +38,9 @@ def int8_linear(
     ``gradient * scales`` (rounded to bfloat16 first, on processors with AVX512_BF16, where it is
     bfloat16); it keeps neither ``x`` nor a weight.
 
-    Memory: the result, and as scratch at most an eighth of the weight in float32 or 48 KiB,
-    whichever is more, and 768 KiB a thread.
+    Memory of the native body on the CPU: the result, and as scratch at most an eighth of the weight
+    in float32 or 48 KiB, whichever is more, and 768 KiB a thread. On a GPU the scratch is the
+    quantized input. The reference, in plain PyTorch, converts the weight.
 
     Args:
         x: ``(..., inputs)``, float32, bfloat16 or float16.
@@ -114,7 +116,8 @@ register(
         reference=_reference,
         fake=_fake,
         samples=_samples,
-        native={"cpu": int8_linear_cpu},
+        native=_native,
+        best={"cuda": "triton"},
         triton=triton_body(__name__, "int8_linear"),
         autograd=(_backward, _setup_context),
     )
@@ -126,7 +129,8 @@ register(
         reference=_reference_backward,
         fake=_fake_backward,
         samples=_samples_backward,
-        native={"cpu": int8_linear_backward_cpu},
+        native=_native_backward,
+        best={"cuda": "triton"},
         triton=triton_body(__name__, "int8_linear_backward"),
     )
 )

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor
 
 from ..._int8_layers import codes_of_rows, image_of_rows
-from ..._native_int8_layers import backward_cpu, forward_cpu
+from ..._native_int8_layers import backward_cpu, backward_cuda, forward_cpu, forward_cuda
 from .reference import check, check_backward
 
 
-def int8_linear_cpu(
-    x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, activations: str
+def _forward(
+    run: Callable,
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    activations: str,
 ) -> Tensor:
     check(x, codes, scales, bias, activations)
     layer = codes_of_rows(codes), scales, bias
-    return forward_cpu(image_of_rows(x), *layer, 1, 0, activations).view(*x.shape[:-1], len(codes))
+    return run(image_of_rows(x), *layer, 1, 0, activations).view(*x.shape[:-1], len(codes))
 
 
-def int8_linear_backward_cpu(gradient: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+def _backward(run: Callable, gradient: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     check_backward(gradient, codes, scales)
     rows = image_of_rows(gradient)
-    result = backward_cpu(rows, codes_of_rows(codes), scales, 1, rows.shape[2], 1, 0)
+    result = run(rows, codes_of_rows(codes), scales, 1, rows.shape[2], 1, 0)
     return result.view(*gradient.shape[:-1], codes.shape[1])
+
+
+int8_linear = {"cpu": partial(_forward, forward_cpu), "cuda": partial(_forward, forward_cuda)}
+int8_linear_backward = {
+    "cpu": partial(_backward, backward_cpu),
+    "cuda": partial(_backward, backward_cuda),
+}
