@@ -81,19 +81,38 @@ def variants(rows: Rows) -> list[str]:
         for which, rates in sorted(trials.items())
     ]
     text = table(["variant", "lr", "loss by zo_lr, mean over subjects"], lines)
-    values: dict[str, dict[tuple[int, int], float]] = {}
-    for key, row in rows["verdict"].items():
+    return text + verdict(rows["verdict"])
+
+
+MEASURES = {
+    "subject score, training prompt": lambda row: row["training"],
+    "subject score": lambda row: row["subject"],
+    "prompt score": lambda row: row["prompt"],
+    "structure score": lambda row: row["structure"],
+    "loss": lambda row: row["loss"]["all"],
+}
+
+
+def verdict(rows: Rows) -> list[str]:
+    """Each variant less DTAP, by the judge and by the loss, both at their best rates."""
+    found: dict[str, dict[tuple[int, int], Any]] = {}
+    for key, row in rows.items():
         name, subject, seed = key.split(",")
-        values.setdefault(name, {})[int(subject), int(seed)] = row["training"]
+        found.setdefault(name, {})[int(subject), int(seed)] = row
     lines = []
-    for name in values:
-        pairs = {key: values[name][key] - values["dtap"][key] for key in values[name]}
-        each = interval(pairs)
-        if name != "dtap" and each is not None and each.low is not None:
-            reach = f"{each.low:+.3f} to {each.high:+.3f}"
-            lines.append([name, f"{each.mean:+.3f}", reach, f"{each.subjects} x {each.seeds}"])
-    heads = ["variant", "subject score less DTAP's", "95 % interval", "subjects x seeds"]
-    return text + (table(heads, lines) if lines else [])
+    for name in found:
+        for measure, of in MEASURES.items() if name != "dtap" else ():
+            pairs = {key: of(row) - of(found["dtap"][key]) for key, row in found[name].items()}
+            each = interval(pairs)
+            if each is not None and each.low is not None:
+                means = " and ".join(
+                    f"{mean(map(of, x.values())):.4f}" for x in (found[name], found["dtap"])
+                )
+                reach = f"{each.low:+.4f} to {each.high:+.4f}"
+                size = f"{each.subjects} x {each.seeds}"
+                lines.append([name, measure, means, f"{each.mean:+.4f}", reach, size])
+    heads = ["variant", "", "its and DTAP's", "difference", "95 % interval", "subjects x seeds"]
+    return table(heads, lines) if lines else []
 
 
 TABLES: dict[str, tuple[str, Callable[[Rows], list[str]]]] = {
