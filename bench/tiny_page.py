@@ -1,7 +1,7 @@
-"""The tables of docs/tiny.md, from bench/results/tiny_*.json: ``python -m bench.tiny_page``.
+"""The tables of docs/tiny.md, from bench/results/tiny_*: ``python -m bench.tiny_page``.
 
-``--check`` fails if they would change. The figures come from ``python -m bench.tiny_experiments``
-and ``python -m bench.tiny_variants``; a table without figures says which command is missing.
+``--check`` fails if they would change. The figures come from ``python -m bench.tiny_experiments``,
+``python -m bench.tiny_variants`` and ``python -m bench.zoodip_tiny``.
 """
 
 from __future__ import annotations
@@ -115,10 +115,32 @@ def verdict(rows: Rows) -> list[str]:
     return table(heads, lines) if lines else []
 
 
+def zoodip(rows: Rows) -> list[str]:
+    found: dict[str, list[Rows]] = {}
+    for row in rows["runs"]:
+        found.setdefault(row["variant"], []).append(row)
+    heads = [
+        "variant",
+        "seeds",
+        "subject score before",
+        "after",
+        "gain of each",
+        "change of the loss",
+    ]
+    lines = []
+    for name, mine in found.items():
+        before, after = (mean(row["score"][i] for row in mine) for i in range(2))
+        gains = ", ".join(f"{row['score'][1] - row['score'][0]:+.3f}" for row in mine)
+        losses = ", ".join(f"{row['held out'][1] / row['held out'][0] - 1:+.2%}" for row in mine)
+        lines.append([name, str(len(mine)), f"{before:.3f}", f"{after:.3f}", gains, losses])
+    return [*table(heads, lines), "![loss curves](zoodip_tiny.png)", ""]
+
+
 TABLES: dict[str, tuple[str, Callable[[Rows], list[str]]]] = {
     "blocks": ("Which blocks matter", blocks),
     "gain": ("What 200 zeroth-order steps gain, and when", gain),
     "timesteps": ("ZOODiP's timesteps", timesteps),
+    "zoodip": ("ZOODiP and its parts", zoodip),
     "fused": ("Sampling with a fused adapter", fused),
     "variants": ("Variants of DTAP", variants),
 }
@@ -129,6 +151,9 @@ def content() -> str:
     for name, (title, write) in TABLES.items():
         if (file := RESULTS / f"tiny_{name}.json").exists():
             lines += [f"## {title}", "", *write(json.loads(file.read_text()))]
+        elif (file := file.with_suffix(".jsonl")).exists():
+            rows = {"runs": [json.loads(line) for line in file.read_text().splitlines()]}
+            lines += [f"## {title}", "", *write(rows)]
     return "\n".join(lines)
 
 

@@ -32,6 +32,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import sopt
+from bench.generated import RESULTS
 from sopt.cache import Draw, build_cache
 from sopt.config import TrainConfig
 from sopt.data import load_pictures
@@ -251,7 +252,7 @@ def curves(rows: Sequence[dict[str, Any]], size: tuple[int, int] = (720, 400)) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lines", type=Path, default=Path("zoodip_tiny.jsonl"))
+    parser.add_argument("--lines", type=Path, default=RESULTS / "tiny_zoodip.jsonl")
     parser.add_argument("--curves", type=Path)
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
