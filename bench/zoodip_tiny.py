@@ -246,7 +246,7 @@ def curves(rows: Sequence[dict[str, Any]], size: tuple[int, int] = (720, 400)) -
         xs = np.linspace(left, right, len(line))
         points = [(x, height(value)) for x, value in zip(xs, line, strict=True)]
         pen.line(points, fill=COLOURS[number], width=2)
-        pen.text((left + 10, bottom - 80 + 14 * number), name, fill=COLOURS[number])
+        pen.text((left + 10, bottom - 6 - 14 * (len(shares) - number)), name, fill=COLOURS[number])
     return picture
 
 
