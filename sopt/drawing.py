@@ -29,6 +29,7 @@ from .token.files import LearnedToken, load_token
 
 TILE = 32  # side, in latent elements, of the tiles that large pictures are decoded in
 VAE_ENCODER = ("encoder", "quant_conv")  # not needed for decoding
+BAR_AFTER = 2  # seconds: what is done sooner needs no progress bar
 
 
 def draw(
@@ -80,6 +81,7 @@ def draw(
         difference=difference,
         stream=offload == "stream",
         cut=cut,
+        progress=True,
     )
     texts = stages.encode(prompts, negative_prompt, guided=guidance > 1)
     wanted = [Wanted(row, seed) for row, own in enumerate(seeds) for seed in own]
@@ -120,6 +122,7 @@ class Stages:
     difference: Difference | None = None
     stream: bool = False  # weights of text encoders and U-Net stay in their files
     cut: Cut | None = None  # of an adapter that was trained hollowed, for two paths
+    progress: bool = False  # whether batches that take a while have a bar of their steps
 
     @torch.no_grad()
     def encode(
@@ -169,18 +172,25 @@ class Stages:
         if self.low_memory and not self._by_units:
             take_one_at_a_time(unet)
         pipeline = self.model.pipeline(unet=unet)
-        return [
-            pipeline(
-                **{name: text[[one.prompt for one in batch]] for name, text in texts.items()},
-                height=side,
-                width=side,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=[torch.Generator("cpu").manual_seed(one.seed) for one in batch],
-                output_type="latent",
-            ).images
-            for batch in batches
-        ]
+        latents = []
+        for number, batch in enumerate(batches, start=1):
+            if self.progress:
+                of_all = f" {number} of {len(batches)}" if len(batches) > 1 else ""
+                pipeline.set_progress_bar_config(
+                    desc=f"drawing{of_all}", delay=BAR_AFTER, leave=False
+                )
+            latents.append(
+                pipeline(
+                    **{name: text[[one.prompt for one in batch]] for name, text in texts.items()},
+                    height=side,
+                    width=side,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    generator=[torch.Generator("cpu").manual_seed(one.seed) for one in batch],
+                    output_type="latent",
+                ).images
+            )
+        return latents
 
     @torch.no_grad()
     def decode(self, latents: Sequence[Tensor]) -> Iterator[Tensor]:
