@@ -36,7 +36,7 @@ from bench.generated import RESULTS
 from sopt.cache import Draw, build_cache
 from sopt.config import TrainConfig
 from sopt.data import load_pictures
-from sopt.demo import BATCH, GUIDANCE, PHOTOS, SCORED
+from sopt.demo import BATCH, PHOTOS, SCORED
 from sopt.files import load_tensors, write_bytes
 from sopt.memory import MemoryRecorder
 from sopt.models import open_model
@@ -94,7 +94,6 @@ def score(adapter: Path | None, word: str, known: judge.Reference) -> float:
     pictures = sopt.generate(
         adapter=adapter,
         prompt=f"a {word}",
-        guidance=GUIDANCE,
         num_images=SCORED,
         batch_size=BATCH,
     )

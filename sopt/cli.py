@@ -34,7 +34,7 @@ GENERATE_HELP = {
     "that trained codes or scales are",
     "seed": "seed of the first picture; the next has the next seed",
     "steps": "denoising steps",
-    "guidance": "classifier-free guidance scale",
+    "guidance": "classifier-free guidance scale (7.5 if not given, 2 for tiny)",
     "negative_prompt": "text to stay away from",
     "adapter_scale": "factor on the adapter, 0 for none",
     "num_images": "number of pictures",

@@ -23,7 +23,6 @@ PHOTOS = 5
 STEPS = 600
 LOW_RES_RATIO = 0.75  # at 0.5 the bundled model's backprop would see 8 x 8 latents
 WEIGHTS = "float32"  # of a model so small that bfloat16 would save 5 MiB
-GUIDANCE = 2.0  # at the 7.5 of large models this one overdoes colours and outlines
 SCORED = 32  # pictures, seeds 0 to 31, behind every score
 BATCH = 8  # drawn at once
 SHOWN = 8  # of them in the grid
@@ -123,15 +122,12 @@ class Scores:
 def score_adapter(adapter: Path | None, subject: Subject, known: judge.Reference) -> Scores:
     """Draw SCORED pictures of the prompt alone and SCORED in places it names, and judge them."""
     prompt = f"a sks {subject.kind}"
-    plain = generate(
-        adapter=adapter, prompt=prompt, guidance=GUIDANCE, num_images=SCORED, batch_size=BATCH
-    )
+    plain = generate(adapter=adapter, prompt=prompt, num_images=SCORED, batch_size=BATCH)
     shown, scores = [], []
     for background, phrase in PLACES.items():
         images = generate(
             adapter=adapter,
             prompt=f"{prompt} {phrase}",
-            guidance=GUIDANCE,
             num_images=SCORED // len(PLACES),
             batch_size=BATCH,
         )

@@ -356,8 +356,8 @@ def run_storage(config: TrainConfig) -> Storage:
     Those on int8 weights that a token is trained through compute on float32 activations. What a
     perturbation of one token does to the loss is hidden by the rounding of any others: on the
     bundled model at eps 1e-3 the slopes of float32 activations are off by 0.013 of themselves, of
-    bfloat16 ones by 15 (``python -m bench.precision_gate tiny --train token``); in a full-size SD1.5
-    by 0.06 and 0.81.
+    bfloat16 ones by 15 (``python -m bench.precision_gate tiny --train token``), in a full-size
+    SD1.5 by 0.06 and 0.81.
     """
     storage = weight_storage(str(config.weights), str(config.device))
     if config.train == "token" and isinstance(storage, Int8Storage):

@@ -69,6 +69,15 @@ def test_a_picture_is_that_of_stock_diffusers(model, run_folder, name):
     assert difference(picture, stock_picture(model, lora, seed=5)) == 0
 
 
+def test_the_bundled_models_guidance_is_lower():
+    (drawn,), (low,), (usual,) = (
+        generate("tiny", prompt=PROMPT, steps=STEPS, **settings)
+        for settings in ({}, {"guidance": 2.0}, {"guidance": 7.5})
+    )
+    assert difference(drawn, low) == 0
+    assert difference(drawn, usual) > 0
+
+
 def test_every_setting_reaches_the_pipeline(model, run_folder):
     picture = generate(
         model, run_folder, prompt=PROMPT, seed=9, steps=STEPS, guidance=3.0,

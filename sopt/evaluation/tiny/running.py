@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ...demo import GUIDANCE
 from ...errors import InputError
 from ...run_folder import Run
-from ...sampling import generate, png_bytes
+from ...sampling import TINY_GUIDANCE, generate, png_bytes
 from ...tiny.drawings import draw
 from ...trainer import train
 from .methods import METHODS, TOKEN, Method
@@ -38,7 +37,7 @@ class Protocol:
     steps: int
     images_per_prompt: int
     sampling_steps: int
-    guidance: float = GUIDANCE
+    guidance: float = TINY_GUIDANCE
 
 
 def run_line(
