@@ -132,8 +132,9 @@ def test_the_trial_with_the_highest_merit_is_chosen():
     ]
     assert choose("tap", lines, trials) == {"lr": 3.0}  # 1.1 against 1.0 and 0.4
     scores = lines[0]["scores"]
-    scores["training"]["subject"], scores["style"]["prompt"] = 0.6, 0.6
-    # Subject (0.6 + 0.2) / 2; prompt (3 x 0.2 + 0.6) / 4.
+    scores["property"]["subject"], scores["style"]["prompt"] = 1.0, 0.6
+    scores["training"]["subject"] = 0.9  # counts for nothing
+    # Subject (3 x 0.2 + 1) / 4; prompt (3 x 0.2 + 0.6) / 4.
     assert merit(scores) == pytest.approx((0.4 + 0.3) / 2, rel=1e-12)
 
 
@@ -159,11 +160,11 @@ def test_a_contrast_is_paired():
 
 
 def test_a_verdict_is_where_the_whole_interval_lies():
-    rule = Observation("x", "y", "training", {"none": 1.0}, above=0.5)
-    assert rule.verdict(interval({(0, 0): 0.9, (1, 0): 0.901})) == "holds"
-    assert rule.verdict(interval({(0, 0): 0.1, (1, 0): 0.101})) == "does not hold"
-    assert rule.verdict(interval({(0, 0): 0.9, (1, 0): 0.1})) == "undecided"
-    assert rule.verdict(interval({(0, 0): 0.9})) == "undecided"
+    rule = Observation("x", "y", "training", {"none": 1.0})
+    assert rule.verdict(interval({(0, 0): 0.4, (1, 0): 0.401})) == "holds"
+    assert rule.verdict(interval({(0, 0): -0.4, (1, 0): -0.401})) == "does not hold"
+    assert rule.verdict(interval({(0, 0): 0.4, (1, 0): -0.4})) == "undecided"
+    assert rule.verdict(interval({(0, 0): 0.4})) == "undecided"
     for each in OBSERVATIONS:
         assert set(each.weights) <= set(METHODS)
 
@@ -172,18 +173,23 @@ def test_the_analysis_is_by_hand_and_says_what_it_rests_on():
     lines = []
     for subject in (0, 1):
         lines += [line(FLOOR, subject, 0, 0.2), line(CEILING, subject, 0, 0.8)]
+        lines.append(line("none", subject, 0, 0.3))
         lines.append(line("backprop-high", subject, 0, 0.5, peak=2**20))
         lines.append(line("dtap-0.75", subject, 0, 0.56 + 0.006 * subject, peak=3 * 2**19))
     found = analyse(lines)
     assert found["floor"]["structure"] == pytest.approx(0.2)
-    assert list(found["methods"]) == ["backprop-high", "dtap-0.75"]
+    assert list(found["methods"]) == ["none", "backprop-high", "dtap-0.75"]
     assert found["methods"]["backprop-high"]["fraction"]["prompt"]["mean"] == pytest.approx(0.5)
-    difference = found["methods"]["dtap-0.75"]["difference"]["training"]
+    difference = found["methods"]["dtap-0.75"]["difference"]["subject"]
     # 0.1 and 0.11: mean 0.105, standard error 0.005.
     assert difference["mean"] == pytest.approx(0.105)
     assert difference["high"] == pytest.approx(0.105 + 12.706 * 0.005, rel=1e-4)
     verdicts = {each["text"]: each["verdict"] for each in found["observations"]}
-    assert verdicts["DTAP is about as good as backprop-high"] == "holds"
+    as_good = found["observations"][6]
+    assert as_good["text"] == "DTAP is about as good as backprop-high"
+    # 0.605 - 0.75 x 0.5 - 0.25 / 6, as fractions
+    assert as_good["interval"]["mean"] == pytest.approx(0.605 - 0.375 - 0.25 / 6)
+    assert as_good["verdict"] == "holds"
     assert verdicts["DTAP is better than tap"] == "undecided"
     page = markdown(found)
     assert "2 subjects and 1 seed" in page

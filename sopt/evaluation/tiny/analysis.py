@@ -150,7 +150,6 @@ def _verdict(
         "source": observation.source,
         "column": observation.column,
         "weights": dict(observation.weights),
-        "above": observation.above,
         "interval": _plain(found),
         "verdict": observation.verdict(found),
     }

@@ -49,15 +49,15 @@ def basis(analysis: Mapping[str, Any]) -> str:
 def methods(analysis: Mapping[str, Any]) -> str:
     """A row a method: fractions between floor and ceiling, difference, memory, work."""
     heads = [
-        "method", "subject, training prompt", f"difference from {REFERENCE}", "subject", "prompt",
+        "method", "subject", f"difference from {REFERENCE}", "subject, training prompt", "prompt",
         "structure", "diversity (raw)", "peak, MiB", "core-s", "forwards + backwards",
         "subjects x seeds",
     ]  # fmt: skip
     rows = []
     for name, each in analysis["methods"].items():
         fraction = each["fraction"]
-        known = each["raw"]["training"]
-        difference = None if name == REFERENCE else each["difference"]["training"]
+        known = each["raw"]["subject"]
+        difference = None if name == REFERENCE else each["difference"]["subject"]
         peak = each["peak_bytes"]
         work = "-"
         if each["forwards"] is not None:
@@ -65,9 +65,9 @@ def methods(analysis: Mapping[str, Any]) -> str:
         rows.append(
             [
                 name,
-                _mean(fraction["training"]),
+                _mean(fraction["subject"]),
                 _interval(difference, signed=True),
-                *(_mean(fraction[column]) for column in ("subject", "prompt", "structure")),
+                *(_mean(fraction[column]) for column in ("training", "prompt", "structure")),
                 _mean(each["raw"]["diversity"]),  # which has no best value
                 "-" if peak is None else f"{peak / MIB:.1f}",
                 f"{each['core_seconds']:.0f}",
@@ -101,7 +101,7 @@ def observations(analysis: Mapping[str, Any]) -> str:
     rows = []
     for each in analysis["observations"]:
         terms = [f"{weight:+g} {name}" for name, weight in each["weights"].items()]
-        rule = f"{each['column']}: {' '.join(terms)} > {each['above']:g}"
+        rule = f"{each['column']}: {' '.join(terms)} > 0"
         row = [each["text"], each["source"], rule, _interval(each["interval"], signed=True)]
         rows.append([*row, each["verdict"]])
     return _table(["observation", "of", "holds if", "found", "verdict"], rows)

@@ -63,7 +63,9 @@ def choose(
 
 
 def merit(scores: Mapping[str, Mapping[str, float | None]]) -> float:
-    """What the search makes large: the mean of the subject score, of the training prompt and of the
-    others alike, and of the prompt score."""
-    subject = ((scores["training"]["subject"] or 0) + (overall(scores, "subject") or 0)) / 2
-    return (subject + (overall(scores, "prompt") or 0)) / 2
+    """What the search makes large: the mean of subject and prompt score over the prompts.
+
+    Not of the training prompt: its two pictures are a lottery. Of the first 52 trials 41 had
+    nothing there and three more than 0.2.
+    """
+    return ((overall(scores, "subject") or 0) + (overall(scores, "prompt") or 0)) / 2
