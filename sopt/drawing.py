@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .codes.files import Difference
 from .devices import resolve_device, resolve_weights, weight_storage
-from .errors import InputError
+from .errors import InputError, NotFiniteError
 from .hollow.cuts import Cut, cut_of
 from .hollow.inference import cut_name, run_by_units
 from .memory import map_large_blocks
@@ -92,7 +92,7 @@ def draw(
     for batch, pixels in zip(batches, stages.decode(latents), strict=True):
         for one, drawn in zip(batch, pixels, strict=True):
             if not drawn.isfinite().all():
-                raise InputError(
+                raise NotFiniteError(
                     f"the pictures of {prompts[one.prompt]!r} have values that are not finite: the "
                     f"adapter is damaged, or weights={weights!r} overflows in this model"
                 )

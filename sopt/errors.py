@@ -1,4 +1,4 @@
-"""The one exception that means "what was asked for cannot be done"."""
+"""The exceptions that mean "what was asked for cannot be done"."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ class InputError(ValueError):
     line and exits with status 2; every other exception is a fault of this package and keeps its
     traceback.
     """
+
+
+class NotFiniteError(InputError):
+    """A run diverged: what it was to draw has values that are NaN or infinite."""
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -65,7 +65,7 @@ def save_family_pipeline(
 
 def save_pictures(folder: Path, count: int = 3) -> Path:
     """Pictures that differ from each other, as PNG files."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for index in range(count):
         picture = Image.linear_gradient("L").resize((40, 48)).rotate(30 * index)
         Image.merge("RGB", [picture, picture.rotate(90), picture]).save(folder / f"{index}.png")

@@ -122,6 +122,35 @@ def test_other_settings_in_the_folder_are_refused_and_more_subjects_are_not(sett
     assert list(both["subjects"]) == ["vase", "cat2"]
 
 
+def test_other_prompts_or_pictures_of_a_subject_are_refused(settings):
+    """Pictures that are there would be scored against prompts that they were not drawn for."""
+    only = settings | {"subjects": ["cat2"]}
+    sopt.benchmark("dreambooth", **only)
+    cat = Path(settings["output"]) / "cat2"
+    before = contents(settings["output"], "*.json")
+    lists = next(Path(settings["data"]).rglob("prompts_and_classes.txt"))
+    text = lists.read_text()
+    lists.write_text(text.replace("wearing gloves", "on a sofa"))
+    for _ in range(2):  # with its scores, and without them
+        with pytest.raises(InputError, match="cat2' holds a benchmark with prompts="):
+            sopt.benchmark("dreambooth", **only)
+        (cat / "scores.json").unlink(missing_ok=True)
+    lists.write_text(text)
+    picture = sorted((Path(settings["data"]) / "dataset" / "cat2").iterdir())[0]
+    content = picture.read_bytes()
+    Image.open(picture).rotate(180).save(picture)
+    with pytest.raises(InputError, match="cat2' holds a benchmark with pictures="):
+        sopt.benchmark("dreambooth", **only)
+    picture.write_bytes(content)
+    assert json.loads(before["cat2/prompts.json"]) == json.loads((cat / "prompts.json").read_text())
+    sopt.benchmark("dreambooth", **only)
+    assert (cat / "scores.json").read_bytes() == before["cat2/scores.json"]
+    for file, damaged in {"cat2/scores.json": '{"dino": 0', "benchmark.json": "[1]"}.items():
+        (Path(settings["output"]) / file).write_text(damaged)
+        with pytest.raises(InputError, match=rf"{file} is damaged"):
+            sopt.benchmark("dreambooth", **only)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

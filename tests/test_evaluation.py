@@ -227,6 +227,27 @@ def test_a_backbone_that_is_not_there_says_how_to_get_it(backbones, tmp_path, mo
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(InputError, match="has no safetensors weights that can be read"):
         sopt.evaluate(*arguments, prompts="a dog", **backbones | {"clip": str(tmp_path)})
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
+    with pytest.raises(InputError, match=r"weights in pytorch_model\.bin alone, .*save_pretrained"):
+        sopt.evaluate(*arguments, prompts="a dog", **backbones | {"clip": str(tmp_path)})
+
+
+def test_a_backbone_in_the_hubs_cache_without_safetensors_is_told_from_none(
+    backbones, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--some--clip" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "pytorch_model.bin"):
+        (snapshot / name).write_text('{"model_type": "clip"}')
+    refs = tmp_path / "models--some--clip" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    with pytest.raises(
+        InputError, match=r"'some/clip' has its weights in pytorch_model\.bin alone"
+    ):
+        sopt.evaluate(picture(0), picture(1), prompts="a dog", **backbones | {"clip": "some/clip"})
 
 
 def test_a_backbone_without_some_weights_is_refused(backbones, tmp_path):
@@ -237,6 +258,17 @@ def test_a_backbone_without_some_weights_is_refused(backbones, tmp_path):
         sopt.evaluate(
             picture(0), picture(1), prompts="a", dino=str(tmp_path), clip=backbones["clip"]
         )
+
+
+def test_pictures_of_the_class_are_not_the_subjects(backbones, tmp_path):
+    save_pictures(tmp_path / "both" / "img" / "10_sks dog", 2)
+    save_pictures(tmp_path / "alone", 2)
+    arguments = {"prompts": "a dog", **backbones}
+    alone = sopt.evaluate(picture(5), str(tmp_path / "alone"), **arguments)
+    save_pictures(tmp_path / "both" / "reg" / "1_dog", 4)
+    both = sopt.evaluate(picture(5), str(tmp_path / "both"), **arguments)
+    assert both["references"] == 2
+    assert both["dino"] == alone["dino"]
 
 
 def test_pictures_and_prompts_must_match(backbones, tmp_path):
@@ -253,6 +285,10 @@ def test_pictures_and_prompts_must_match(backbones, tmp_path):
     ]:
         with pytest.raises(InputError, match=message):
             sopt.evaluate(str(folder), real, prompts=prompts, **backbones)
+    (folder / "0.jpg").write_bytes((folder / "0.png").read_bytes())
+    with pytest.raises(InputError, match=r"cannot tell 0\.jpg and 0\.png apart"):
+        sopt.evaluate(str(folder), real, prompts={"0": "a dog", "1": "a dog"}, **backbones)
+    (folder / "0.jpg").unlink()
     content = (folder / "0.png").read_bytes()
     (folder / "0.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"0\.png is damaged"):

@@ -58,40 +58,45 @@ SMALL = {"steps": 2, "images_per_prompt": 2, "sampling_steps": 1}
 
 
 def test_a_torn_last_line_does_not_count_and_is_cut_off(tmp_path):
-    file = tmp_path / "r.jsonl"
-    append_line(file, {"a": 1})
+    file = tmp_path / "new" / "folder" / "r.jsonl"
+    first, second, third = (line("none", 0, seed, 0.5) for seed in range(3))
+    append_line(file, first)
     with file.open("a") as stream:
-        stream.write('{"a": 2, "b')
-    assert read_lines(file) == [{"a": 1}]
-    append_line(file, {"a": 3})
-    assert file.read_text() == '{"a": 1}\n{"a": 3}\n'
-    file.write_text('{"a": 1}\n{"a"\n{"a": 3}\n')
-    with pytest.raises(InputError, match=r"line 2 of .* is damaged"):
-        read_lines(file)
-    file.write_text("[1]\n")
-    with pytest.raises(InputError, match=r"line 1 of .* must be an object"):
-        read_lines(file)
+        stream.write(json.dumps(second)[:40])
+    assert read_lines(file) == [first]
+    append_line(file, third)
+    assert read_lines(file) == [first, third]
+    whole = json.dumps(first)
+    for text, message in {
+        f'{whole}\n{{"a"\n{whole}\n': r"line 2 of .* is damaged",
+        "[1]\n": r"line 1 of .* must be an object",
+        whole.replace('"scores"', '"other"') + "\n": r"line 1 of .* lacks scores",
+    }.items():
+        file.write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_lines(file)
 
 
 def test_runs_that_are_there_are_not_done_again(fake_runs, tmp_path, caplog):
     caplog.set_level("INFO", logger="sopt")
     file = tmp_path / "r.jsonl"
     some = {"methods": ["none", "tap"], "seeds": [0, 1]}
+    names = (CEILING, FLOOR, "none", "tap")  # fractions need both ends
     benchmark_tiny(file, **SMALL, **some, subjects=[0])
-    assert "4 runs to do, 0.01 core-hours expected" in caplog.text  # 4 x 10 s
+    assert "8 runs to do, 0.02 core-hours expected" in caplog.text  # 8 x 10 s
     found = benchmark_tiny(file, **SMALL, **some, subjects=[0, 1])
     assert [each[:3] for each in fake_runs] == [
-        ("none", 0, 0), ("tap", 0, 0), ("none", 0, 1), ("tap", 0, 1),
-        ("none", 1, 0), ("tap", 1, 0), ("none", 1, 1), ("tap", 1, 1),
-    ]  # fmt: skip
+        *((name, 0, seed) for seed in (0, 1) for name in names),
+        *((name, 1, seed) for seed in (0, 1) for name in names),
+    ]
     # The expectation of the second rests on the lines of the first, 4 s each.
-    assert "4 runs to do, 0.00 core-hours expected" in caplog.text
-    assert len(found) == 8
-    assert len(read_lines(file)) == 8
+    assert "8 runs to do, 0.01 core-hours expected" in caplog.text
+    assert len(found) == 16
+    assert len(read_lines(file)) == 16
     benchmark_tiny(file, **SMALL, **some, subjects=[0])
-    assert len(fake_runs) == 8
+    assert len(fake_runs) == 16
     benchmark_tiny(file, **SMALL | {"steps": 3}, **some, subjects=[0])  # of another protocol
-    assert len(fake_runs) == 12
+    assert len(fake_runs) == 24
 
 
 def test_the_search_tries_each_method_six_times_on_two_other_subjects(
@@ -114,13 +119,16 @@ def test_the_search_tries_each_method_six_times_on_two_other_subjects(
     assert {each[1] for each in searched} == {TUNING, TUNING + 1}
     assert all(each[0] == "tap" for each in searched)
     assert len({json.dumps(each[3]) for each in searched}) == TRIALS
-    assert fake_runs[2 * TRIALS :] == [("none", 0, 0, {}), ("tap", 0, 0, dict(best))]
+    assert fake_runs[2 * TRIALS :] == [
+        *((name, 0, 0, {}) for name in (CEILING, FLOOR, "none")),
+        ("tap", 0, 0, dict(best)),
+    ]
     assert len(read_lines(tuning)) == 2 * TRIALS
 
 
 def test_every_method_that_learns_gets_as_many_trials():
     for name, method in METHODS.items():
-        assert len(method.trials) == (0 if name == "none" else TRIALS)
+        assert len(method.trials) == (0 if method.settings is None else TRIALS), name
         assert len({json.dumps(trial) for trial in method.trials}) == len(method.trials)
 
 
@@ -160,11 +168,20 @@ def test_a_contrast_is_paired():
 
 
 def test_a_verdict_is_where_the_whole_interval_lies():
+    high, low, both = (
+        interval({(0, 0): first, (1, 0): second})
+        for first, second in ((0.4, 0.401), (-0.4, -0.401), (0.4, -0.4))
+    )
     rule = Observation("x", "y", "training", {"none": 1.0})
-    assert rule.verdict(interval({(0, 0): 0.4, (1, 0): 0.401})) == "holds"
-    assert rule.verdict(interval({(0, 0): -0.4, (1, 0): -0.401})) == "does not hold"
-    assert rule.verdict(interval({(0, 0): 0.4, (1, 0): -0.4})) == "undecided"
-    assert rule.verdict(interval({(0, 0): 0.4})) == "undecided"
+    assert rule.verdict(high, None) == "holds"
+    assert rule.verdict(low, None) == "does not hold"
+    assert rule.verdict(both, None) == "undecided"
+    assert rule.verdict(interval({(0, 0): 0.4}), None) == "undecided"
+    # Half of a gain, where there is none, says nothing.
+    rule = replace(rule, gain={"backprop-high": 1.0, "none": -1.0})
+    assert rule.verdict(high, high) == "holds"
+    for gain in (None, low, both):
+        assert rule.verdict(high, gain).startswith("undecided: what it is compared with")
     for each in OBSERVATIONS:
         assert set(each.weights) <= set(METHODS)
 
@@ -188,6 +205,8 @@ def test_the_analysis_is_by_hand_and_says_what_it_rests_on():
     as_good = found["observations"][6]
     assert as_good["text"] == "DTAP is about as good as backprop-high"
     # 0.605 - 0.75 x 0.5 - 0.25 / 6, as fractions
+    # The gain of backprop-high, 0.5 - 1 / 6, is above 0 in both subjects.
+    assert as_good["gain"]["low"] == pytest.approx(0.5 - 1 / 6)
     assert as_good["interval"]["mean"] == pytest.approx(0.605 - 0.375 - 0.25 / 6)
     assert as_good["verdict"] == "holds"
     assert verdicts["DTAP is better than tap"] == "undecided"
@@ -204,6 +223,33 @@ def test_the_analysis_is_by_hand_and_says_what_it_rests_on():
     assert markdown(analyse([])).startswith("There are no results yet.")
 
 
+def test_lines_of_other_settings_are_not_averaged():
+    tuned = {"lr": 1.0}
+    lines = [line("tap", subject, 0, 0.2) for subject in range(3)]
+    lines += [line("tap", subject, 0, 0.9, tuned) for subject in (0, 1)]
+    lines[-1]["failed"] = "not finite"
+    found = analyse(lines)["methods"]["tap"]
+    assert found["raw"]["prompt"]["mean"] == pytest.approx(0.9)
+    assert (found["runs"], found["failed"]) == (2, 1)
+    assert "| 2, 2 (**1 diverged**, which count as 0) |" in markdown(analyse(lines))
+
+
+def test_a_run_that_diverged_is_a_line():
+    """Left out it would be no failure, and a search could not go past it."""
+    trials = {"lr": 1e30}
+    found = run_line("backprop-low", 0, 0, PROTOCOL, trials)
+    assert "values that are not finite" in found["failed"]
+    assert merit(found["scores"]) == 0
+    assert set(found["scores"]) == {"training", *GROUPS}
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    worse = line("tap", TUNING, 0, 0.1, {"lr": 1.0})
+    assert choose(
+        "backprop-low",
+        [found | {"subject": TUNING}, worse | {"method": "backprop-low"}],
+        [trials, {"lr": 1.0}],
+    ) == {"lr": 1.0}
+
+
 def test_passes_through_the_network_are_counted():
     history = [{"branch": "bp"}, {"branch": "zo", "seeds": [1, 2]}, {"branch": "bp"}]
     assert passes(history, "spsa", False) == {"forwards": 2 + 4, "backwards": 2}
@@ -217,7 +263,7 @@ def test_a_short_run_says_what_a_long_one_takes():
     assert running.usual_seconds(history) == pytest.approx(3 * 1.2 + 2 * 6.0)
 
 
-@pytest.mark.parametrize("method", ["none", "dtap-0.75", "token-zoodip"])
+@pytest.mark.parametrize("method", ["none", "class-word", "dtap-0.75", "token-zoodip"])
 def test_a_run_trains_draws_and_scores(method, monkeypatch):
     def shorter(number):
         task = make_task(number)
@@ -238,7 +284,7 @@ def test_a_run_trains_draws_and_scores(method, monkeypatch):
     assert found["scores"]["style"]["diversity"] > 0
     assert found["scores"]["context"]["diversity"] is None
     assert found["versions"]["torch"]
-    if method == "none":
+    if method in ("none", "class-word"):
         assert "peak_bytes" not in found
     else:
         steps = {"dtap-0.75": 2, "token-zoodip": 15}[method]

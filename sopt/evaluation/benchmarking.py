@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import TrainConfig
 from ..errors import InputError
 from ..sampling import SEEDS_A_PROMPT, generate, picture_grid, png_bytes
-from .evaluating import CLIP, DINO, PROMPTS_FILE, SAMPLES, group_by_prompt
+from .evaluating import CLIP, DINO, PROMPTS_FILE, SAMPLES, group_by_prompt, subject_pictures
 from .prompts import fill
 
 if TYPE_CHECKING:
@@ -99,10 +99,10 @@ def benchmark(
     subject first, then over subjects. Picture i of prompt p (from 0) has the seed
     ``sampling_seed + 1000 p + i``, the same for every subject and method.
 
-    ``output`` gets ``benchmark.json`` (the settings), for each subject ``run/``, ``samples/``,
-    ``prompts.json``, ``scores.json`` and ``grid.png``, and in the end ``scores.json``. Each is
-    written once: a benchmark that was killed goes on when called again, and more ``subjects`` can
-    be added later.
+    ``output`` gets ``benchmark.json`` (the settings), for each subject ``subject.json`` (its
+    prompts, and a digest of its pictures), ``run/``, ``samples/``, ``prompts.json``,
+    ``scores.json`` and ``grid.png``, and in the end ``scores.json``. Each is written once: a
+    benchmark that was killed goes on when called again, and more ``subjects`` can be added later.
 
     Args:
         dataset: "dreambooth" (google/dreambooth) or "customconcept101".
@@ -189,24 +189,30 @@ def _subject(
     subject: Subject, protocol: Protocol, training: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
     """Train, draw and score one subject, or take what is there of it."""
-    from ..data import load_pictures
     from ..files import write_bytes, write_json
+    from ..run_folder import picture_fingerprint
     from ..trainer import train
     from .metrics import Scorer
 
+    references = subject_pictures(str(subject.folder), "real")
+    asked = {
+        "training_prompt": subject.training_prompt(protocol.rare_word),
+        "prompts": list(protocol.prompts(subject)),
+        "pictures": picture_fingerprint(references),
+    }
+    _claim(folder / "subject.json", asked)
     done = folder / "scores.json"
     if done.exists():
-        return json.loads(done.read_text(encoding="utf-8"))
+        return _read_object(done)
     run = train(
         images=str(subject.folder),
-        prompt=subject.training_prompt(protocol.rare_word),
+        prompt=asked["training_prompt"],
         output=str(folder / "run"),
         **training,
     )
     prompts = _draw(subject, protocol, run.config, run.adapter, folder)
-    references = load_pictures(str(subject.folder), "real")
     drawn = group_by_prompt(
-        load_pictures(str(folder / SAMPLES), "drawn"), prompts, protocol.rare_word
+        subject_pictures(str(folder / SAMPLES), "drawn"), prompts, protocol.rare_word
     )
     rows = [[picture.image for picture in references]]
     rows += [[picture.image for picture in pictures] for _, pictures in drawn]
@@ -264,17 +270,23 @@ def _claim(file: Path, settings: dict[str, Any]) -> None:
     if not file.exists():
         write_json(file, settings)
         return
-    try:
-        previous = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"output: {file} is damaged: {error}") from error
-    before, now = _flat(previous), _flat(settings)
+    before, now = _flat(_read_object(file)), _flat(settings)
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise InputError(
                 f"output {str(file.parent)!r} holds a benchmark with {name}={before.get(name)!r}, "
                 f"this one has {now.get(name)!r}: choose another folder, or the same settings"
             )
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"output: {file} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"output: {file} is damaged: it must hold an object, got {found!r}")
+    return found
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

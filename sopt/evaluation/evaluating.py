@@ -63,17 +63,23 @@ def evaluate(
     Example:
         >>> evaluate("drawn", "photos/dog", prompts="a sks dog on the beach")["dino"]
     """
-    from ..data import load_pictures
     from .metrics import Scorer
 
     prompts = _prompts(images, prompts)
     folder = Path(images) / SAMPLES if isinstance(images, (str, Path)) else None
     source = folder if folder is not None and folder.is_dir() else images
-    pictures = load_pictures(source, "drawn")
-    real = load_pictures(references, "real")
+    pictures = subject_pictures(source, "drawn")
+    real = subject_pictures(references, "real")
     drawn = group_by_prompt(pictures, prompts, rare_word)
     scorer = Scorer(dino, clip, device, batch_size)
     return scorer.score(real, drawn).to_dict() | {"backbones": scorer.backbones}
+
+
+def subject_pictures(source: Any, prompt: str) -> list[Picture]:
+    """The pictures of a source without those of the class alone, such as kohya's ``reg/``."""
+    from ..data import load_pictures
+
+    return [each for each in load_pictures(source, prompt) if not each.regularization]
 
 
 def group_by_prompt(
@@ -82,11 +88,19 @@ def group_by_prompt(
     """Each prompt without the rare word, and its pictures, in the order of the prompts.
 
     Raises:
-        InputError: A picture without a prompt, or a prompt's picture that is not there.
+        InputError: A picture without a prompt, a prompt's picture that is not there, or two
+            pictures of one name.
     """
     if isinstance(prompts, str):
         return [(without_word(prompts, rare_word), pictures)]
-    by_name = {Path(picture.name).stem: picture for picture in pictures}
+    by_name: dict[str, Picture] = {}
+    for picture in pictures:
+        first = by_name.setdefault(Path(picture.name).stem, picture)
+        if first is not picture:
+            raise InputError(
+                f"images: prompts cannot tell {first.name} and {picture.name} apart, which have "
+                "one name without the ending"
+            )
     missing = [name for name in prompts if name not in by_name]
     if missing:
         raise InputError(

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 from transformers import AutoConfig, CLIPModel, CLIPTokenizer, Dinov2Model, ViTModel
 
@@ -17,6 +19,7 @@ DINO_KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "vit": (ViTModel, {"add_pooling_layer": False}),
     "dinov2": (Dinov2Model, {}),
 }
+WEIGHTS, PICKLE = "safetensors weights", "pytorch_model.bin"
 LARGEST_SIDE = 224  # pixels: DINOv2 says 518, and is evaluated at 224
 
 
@@ -93,13 +96,19 @@ def _load(kind: Any, argument: str, name: str, device: torch.device, **options: 
             name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError) as error:
-        raise InputError(_not_there(argument, name, "safetensors weights", error)) from error
+        raise InputError(_not_there(argument, name, WEIGHTS, error)) from error
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{argument} {name!r} lacks weights: {missing[0]}, of {len(missing)}")
     return network.to(device).eval().requires_grad_(False)
 
 
 def _not_there(argument: str, name: str, what: str, error: Exception) -> str:
+    if what == WEIGHTS and _has_pickle(name):
+        return (
+            f"{argument} {name!r} has its weights in {PICKLE} alone, a format that may run code: "
+            "convert it once where you trust it, AutoModel.from_pretrained(...).save_pretrained("
+            "FOLDER) of transformers, and name FOLDER"
+        )
     if Path(name).expanduser().exists():
         return f"{argument}: the folder {name} has no {what} that can be read"
     reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -108,3 +117,16 @@ def _not_there(argument: str, name: str, what: str, error: Exception) -> str:
         f"network `hf download {name}` fetches it, or name a folder that save_pretrained wrote "
         f"({reason})"
     )
+
+
+def _has_pickle(name: str) -> bool:
+    """Whether the weights are there, in the folder or the hub's cache, in a format not read."""
+    folder = Path(name).expanduser()
+    return (folder / PICKLE).is_file() if folder.exists() else _is_cached(name)
+
+
+def _is_cached(name: str) -> bool:
+    try:
+        return isinstance(try_to_load_from_cache(name, PICKLE), str)
+    except HFValidationError:  # no name of the hub's
+        return False

@@ -32,7 +32,8 @@ def analyse(lines: Sequence[Line]) -> dict[str, Any]:
 
     Args:
         lines: Of a file, in its order. Those of another protocol than the last one's are left out,
-            and of several lines of a run the last one counts.
+            and those with other chosen settings than the last one of their method; of several lines
+            of a run the last one counts.
 
     Returns:
         ``methods``: for each the interval of every column, raw and as a ``fraction`` of the way
@@ -43,10 +44,12 @@ def analyse(lines: Sequence[Line]) -> dict[str, Any]:
         Figures that the lines do not give are None.
     """
     protocol = lines[-1]["protocol"] if lines else None
+    lines = [line for line in lines if line["protocol"] == protocol]
+    chosen = {line["method"]: line["chosen"] for line in lines}
     last = {
         (line["method"], line["subject"], line["seed"]): line
         for line in lines
-        if line["protocol"] == protocol
+        if line["chosen"] == chosen[line["method"]]
     }
     lines = list(last.values())
     known = json.loads((judge.WEIGHTS.parent / "figures.json").read_text())
@@ -135,6 +138,8 @@ def _method(
             for column in COLUMNS
         },
         "groups": groups,
+        "runs": len(lines),
+        "failed": sum("failed" in line for line in lines),
         "train_seconds": _average([line["seconds"]["train"] for line in lines]),
         **costs,
     }
@@ -145,13 +150,18 @@ def _verdict(
 ) -> dict[str, Any]:
     values = {name: fractions[name][observation.column] for name in observation.weights}
     found = contrast(observation.weights, values)
+    gain = None
+    if observation.gain is not None:
+        values = {name: fractions[name][observation.column] for name in observation.gain}
+        gain = contrast(observation.gain, values)
     return {
         "text": observation.text,
         "source": observation.source,
         "column": observation.column,
         "weights": dict(observation.weights),
         "interval": _plain(found),
-        "verdict": observation.verdict(found),
+        "gain": _plain(gain),
+        "verdict": observation.verdict(found, gain),
     }
 
 

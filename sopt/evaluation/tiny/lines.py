@@ -12,12 +12,15 @@ from typing import Any
 from ...errors import InputError
 from ...files import write_all
 
+# What every line of a run has, and the table and the next call need.
+NAMES = ("method", "subject", "seed", "protocol", "chosen", "scores", "core_seconds")
+
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """The whole lines; a part of a last one, left by a run that was killed, does not count.
 
     Raises:
-        InputError: Another line is not a JSON object.
+        InputError: Another line is not a JSON object, or lacks a name.
     """
     if not file.exists():
         return []
@@ -29,6 +32,9 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
             raise InputError(f"line {number} of {file} is damaged: {error}") from error
         if not isinstance(entry, dict):
             raise InputError(f"line {number} of {file} must be an object, got {entry!r}")
+        for name in NAMES:
+            if name not in entry:
+                raise InputError(f"line {number} of {file} lacks {name}: {str(entry)[:80]}")
         found.append(entry)
     return found
 
@@ -39,6 +45,7 @@ def append_line(file: Path, entry: Mapping[str, Any]) -> None:
     Processes may append to the same file: each waits until the other's line is whole.
     """
     line = json.dumps(entry, allow_nan=False) + "\n"
+    file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -29,6 +29,7 @@ class Method:
 
     settings: Settings | None  # None: the model as it is
     trials: tuple[Settings, ...] = ()
+    words: str = "sks {}"  # for the subject, with its class in the braces
     common: Settings = field(
         default_factory=lambda: {
             "weights": "float32",
@@ -42,7 +43,7 @@ class Method:
     @property
     def token(self) -> bool:
         """Whether it trains a word rather than a LoRA."""
-        return self.settings is not None and "token" in self.settings
+        return self.words == TOKEN
 
     def training(self, steps: int, chosen: Settings) -> dict[str, Any]:
         """All settings but pictures, prompt, output and seed, for LoRAs of ``steps`` steps."""
@@ -71,6 +72,7 @@ def _selective(ratio: float = RATIO, **settings: Any) -> Method:
 
 METHODS = {
     "none": Method(None),
+    "class-word": Method(None, words="{}"),  # where tokens begin
     "backprop-high": Method({"method": "backprop-high"}, _BACKPROP),
     "backprop-low": Method({"method": "backprop-low", "low_res_ratio": RATIO}, _BACKPROP),
     "zeroth-order": Method({"method": "zeroth-order"}, _ZEROTH_ORDER),
@@ -86,6 +88,7 @@ METHODS = {
     "token-backprop": Method(
         {"method": "backprop-high", "train": "token", "token": TOKEN},
         _rates("lr", 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 4e-2),
+        TOKEN,
     ),
     "token-zoodip": Method(
         {
@@ -96,6 +99,7 @@ METHODS = {
             "perturbation_batch": 3,
         },
         _rates("zo_lr", 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+        TOKEN,
     ),
     "dtap-int8": _selective(weights="int8"),
     "dtap-hollowed": _selective(hollow=CUT),

@@ -1,9 +1,14 @@
 """What the papers say, each as a sum of methods' scores that should lie above 0.
 
-They are written down before the table is run. Scores are fractions of the way from the floor to
-the ceiling. The subject score is that of the eight prompts, as the papers' fidelity is; of the
-training prompt there are few pictures. "About as good" means a gain over no training that is at
-least ``SHARE`` of the other's.
+Scores are fractions of the way from the floor to the ceiling. The subject score is that of the
+eight prompts, as the papers' fidelity is; of the training prompt there are few pictures. What is
+said of a gain over an untrained model is decided only where the method it is compared with has one.
+"About as good" means at least ``SHARE`` of its gain.
+
+The list was written down on 2026-11-21. On 2026-11-22, when results of one subject, with settings
+that were not tuned, and a part of the search were known, the column became that of the eight
+prompts (it was the training prompt's, which is a lottery: :func:`~.tuning.merit`), and "about as
+good" became a share of the gain (it was 0.1 of the way, which is half of usual gains).
 """
 
 from __future__ import annotations
@@ -27,11 +32,14 @@ class Observation:
     source: str
     column: str
     weights: Mapping[str, float]
+    gain: Mapping[str, float] | None = None  # must be above 0 for the sum to mean anything
 
-    def verdict(self, found: Interval | None) -> str:
+    def verdict(self, found: Interval | None, gain: Interval | None) -> str:
         """ "holds" or "does not hold" where the whole interval says so, else "undecided"."""
         if found is None or found.low is None or found.high is None:
             return "undecided"
+        if self.gain is not None and (gain is None or gain.low is None or gain.low <= 0):
+            return "undecided: what it is compared with may gain nothing"
         if found.low > 0:
             return "holds"
         return "does not hold" if found.high < 0 else "undecided"
@@ -41,9 +49,12 @@ def _better(better: str, worse: str) -> dict[str, float]:
     return {better: 1.0, worse: -1.0}
 
 
-def _about_as_good(one: str, other: str) -> dict[str, float]:
-    """one - none - SHARE (other - none)."""
-    return {one: 1.0, other: -SHARE, "none": SHARE - 1}
+def _about_as_good(
+    text: str, source: str, one: str, other: str, untrained: str = "none"
+) -> Observation:
+    """one - untrained - SHARE (other - untrained) on the subject score."""
+    weights = {one: 1.0, other: -SHARE, untrained: SHARE - 1}
+    return Observation(text, source, "subject", weights, _better(other, untrained))
 
 
 OBSERVATIONS = (
@@ -52,6 +63,7 @@ OBSERVATIONS = (
         SELECTIVE,
         "subject",
         {"backprop-high": 0.5, "none": 0.5, "zeroth-order": -1.0},
+        _better("backprop-high", "none"),
     ),
     Observation(
         "Low-resolution backprop alone distorts: worse structure than backprop-high",
@@ -69,11 +81,11 @@ OBSERVATIONS = (
         Observation(f"DTAP is better than {other}", SELECTIVE, "subject", _better(DTAP, other))
         for other in ("random", "reversed", "tap")
     ),
-    Observation(
+    _about_as_good(
         "DTAP is about as good as backprop-high",
         SELECTIVE,
-        "subject",
-        _about_as_good(DTAP, "backprop-high"),
+        DTAP,
+        "backprop-high",
     ),
     Observation(
         "Backprop-high overfits: DTAP follows prompts better",
@@ -81,11 +93,11 @@ OBSERVATIONS = (
         "prompt",
         _better(DTAP, "backprop-high"),
     ),
-    Observation(
+    _about_as_good(
         "A smaller r does not harm the subject: 0.5 is about as good as 0.75",
         SELECTIVE,
-        "subject",
-        _about_as_good("dtap-0.5", "dtap-0.75"),
+        "dtap-0.5",
+        "dtap-0.75",
     ),
     Observation(
         "A smaller r follows prompts less: 0.5 is worse than 0.75",
@@ -93,11 +105,11 @@ OBSERVATIONS = (
         "prompt",
         _better("dtap-0.75", "dtap-0.5"),
     ),
-    Observation(
+    _about_as_good(
         "Without about 39 % of the U-Net (here 41 %) training is about as good",
         HOLLOWED,
-        "subject",
-        _about_as_good("hollowed-a10", "backprop-high"),
+        "hollowed-a10",
+        "backprop-high",
     ),
     Observation(
         "Beyond that it is worse: 65 % against 41 %",
@@ -105,16 +117,17 @@ OBSERVATIONS = (
         "subject",
         _better("hollowed-a10", "hollowed-a9"),
     ),
-    Observation(
+    _about_as_good(
         "Textual inversion by forwards alone is about as good as by backprop",
         ZOODIP,
-        "subject",
-        _about_as_good("token-zoodip", "token-backprop"),
+        "token-zoodip",
+        "token-backprop",
+        "class-word",
     ),
-    Observation(
+    _about_as_good(
         "Selective training on int8 weights is about as good as on float32",
         "this project",
-        "subject",
-        _about_as_good("dtap-int8", DTAP),
+        "dtap-int8",
+        DTAP,
     ),
 )

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ...errors import InputError
+from ...errors import InputError, NotFiniteError
 from ...run_folder import Run
 from ...sampling import TINY_GUIDANCE, generate, png_bytes
 from ...tiny.drawings import draw
 from ...trainer import train
-from .methods import METHODS, TOKEN, Method
-from .scores import Task, draw_real, forget, make_task, score
+from .methods import METHODS, Method
+from .scores import Task, draw_real, forget, make_task, nothing_drawn, score
 
 SEEDS_A_RUN = 10**6  # a picture's seed does not depend on how many there are
 BATCH = 12  # pictures of all prompts drawn at once
@@ -52,9 +52,10 @@ def run_line(
         chosen: Settings of the method that the search chose.
 
     Returns:
-        ``scores`` by group of prompts; ``phases`` and ``peak_bytes`` of tensors in training;
-        ``seconds`` of training and of drawing, ``core_seconds`` of both on all cores together;
-        ``forwards`` and ``backwards`` of the U-Net in training; and what they rest on.
+        ``scores`` by group of prompts, all 0 if the run diverged, and then ``failed`` says so: a
+        run that is left out would be no failure; ``phases`` and ``peak_bytes`` of tensors in
+        training; ``seconds`` of training and of drawing, ``core_seconds`` of both on all cores
+        together; ``forwards`` and ``backwards`` of the U-Net in training; and what they rest on.
     """
     task, started, cores = make_task(number), time.perf_counter(), time.process_time()
     line: dict[str, Any] = {
@@ -65,6 +66,7 @@ def run_line(
         "chosen": dict(chosen),
     }
     kind = METHODS.get(method)
+    pictures: list[list[Image.Image]] | None
     if kind is None:
         pictures = draw_real(task, method, seed, protocol.images_per_prompt)
         trained = time.perf_counter()
@@ -75,9 +77,13 @@ def run_line(
                 run = _train(task, kind, seed, kind.training(protocol.steps, chosen), Path(folder))
                 line |= _costs(run)
             trained = time.perf_counter()
-            pictures = draw_prompts(task, _words(task, kind), run, seed, protocol)
+            words = kind.words.format(task.subject.kind)
+            try:
+                pictures = draw_prompts(task, words, run, seed, protocol)
+            except NotFiniteError as error:
+                pictures, line["failed"] = None, str(error)
     drawn = time.perf_counter()
-    line["scores"] = score(task, pictures)
+    line["scores"] = nothing_drawn() if pictures is None else score(task, pictures)
     line["seconds"] = {"train": trained - started, "draw": drawn - trained}
     line["core_seconds"] = time.process_time() - cores
     return line | _provenance()
@@ -100,7 +106,7 @@ def estimate(method: str, protocol: Protocol) -> float:
             training = used + more * share * usual_seconds(run.history)
         cores = time.process_time()
         first = Task(task.subject, task.photos, task.prompts[:1])
-        draw_prompts(first, _words(task, kind), run, 0, protocol)
+        draw_prompts(first, kind.words.format(task.subject.kind), run, 0, protocol)
         return training + (time.process_time() - cores) * len(task.prompts)
 
 
@@ -113,12 +119,9 @@ def usual_seconds(history: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _train(task: Task, method: Method, seed: int, settings: Mapping[str, Any], folder: Path) -> Run:
-    photos, words = folder / "photos", f"sks {task.subject.kind}"
+    photos, words = folder / "photos", method.words.format(task.subject.kind)
     photos.mkdir()
-    own: dict[str, Any] = {}
-    if method.token:
-        words = TOKEN
-        own = {"initializer": task.subject.kind}
+    own: dict[str, Any] = {"initializer": task.subject.kind} if method.token else {}
     for index, (scene, caption) in enumerate(zip(task.photos, task.captions(words), strict=True)):
         (photos / f"{index}.png").write_bytes(png_bytes(draw(scene)))
         if method.token:  # ZOODiP's captions describe all but the subject; DreamBooth has none
@@ -132,10 +135,6 @@ def _train(task: Task, method: Method, seed: int, settings: Mapping[str, Any], f
         **own,
         **settings,
     )
-
-
-def _words(task: Task, method: Method) -> str:
-    return TOKEN if method.token else f"sks {task.subject.kind}"
 
 
 def draw_prompts(

@@ -101,6 +101,13 @@ def score(task: Task, pictures: Sequence[Sequence[Image.Image]]) -> Scores:
     }
 
 
+def nothing_drawn() -> Scores:
+    """The scores of a run whose pictures are not finite: 0 of all that has a best value."""
+    rows: Scores = {k: {"subject": 0.0, "prompt": 0.0, "structure": 0.0} for k in GROUPS}
+    rows |= {"training": {"subject": 0.0, "prompt": None, "structure": 0.0}}
+    return {group: row | {"diversity": None} for group, row in rows.items()}
+
+
 def overall(scores: Mapping[str, Mapping[str, float | None]], name: str) -> float | None:
     """The mean of a score over the four groups, which all have as many prompts."""
     return mean([scores[group][name] for group in GROUPS])

@@ -35,14 +35,16 @@ def basis(analysis: Mapping[str, Any]) -> str:
         f"{column} {_number(analysis['floor'][column])} to {_number(analysis['ceiling'][column])}"
         for column in COLUMNS
     ]
-    read = [
-        f"{name} {value:.0%}"
-        for figures in analysis["judges"].values()
-        for name, value in figures.items()
-    ]
+    read, overlap = (
+        ", ".join(f"{name} {value:.0%}" for name, value in analysis["judges"][judge].items())
+        for judge in ("judge", "segmenter")
+    )
+    commits = ", ".join(commit[:7] for commit in analysis["commits"])
     return (
-        f"{'; '.join(notes)}. Floor to ceiling: {', '.join(ends)}. What the judges read right of "
-        f"drawings they have not seen: {', '.join(read)}.\n"
+        f"{'; '.join(notes)}; commits {commits}. Floor to ceiling: {', '.join(ends)}. Of drawings "
+        f"they have not seen the judge reads right: {read} (of four individuals alike in all else; "
+        f"chance 20%). What the segmenter marks and what is there, intersection over union: "
+        f"{overlap}.\n"
     )
 
 
@@ -51,12 +53,14 @@ def methods(analysis: Mapping[str, Any]) -> str:
     heads = [
         "method", "subject", f"difference from {REFERENCE}", "subject, training prompt", "prompt",
         "structure", "diversity (raw)", "peak, MiB", "core-s", "forwards + backwards",
-        "subjects x seeds",
+        "runs, subjects",
     ]  # fmt: skip
     rows = []
     for name, each in analysis["methods"].items():
         fraction = each["fraction"]
-        known = each["raw"]["subject"]
+        runs = f"{each['runs']}, {each['raw']['subject']['subjects']}"
+        if each["failed"]:
+            runs += f" (**{each['failed']} diverged**, which count as 0)"
         difference = None if name == REFERENCE else each["difference"]["subject"]
         peak = each["peak_bytes"]
         work = "-"
@@ -72,7 +76,7 @@ def methods(analysis: Mapping[str, Any]) -> str:
                 "-" if peak is None else f"{peak / MIB:.1f}",
                 f"{each['core_seconds']:.0f}",
                 work,
-                f"{known['subjects']} x {known['seeds']}",
+                runs,
             ]
         )
     return _table(heads, rows)
