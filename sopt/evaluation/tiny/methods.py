@@ -65,6 +65,11 @@ _BOTH = tuple(
     {"lr": lr, "zo_lr": zo_lr} for lr, zo_lr in product((1.25e-4, 2.5e-4, 5e-4), (0.01, 0.05))
 )
 
+# Averages allow twice the rate and more (docs/tiny.md).
+_AVERAGED = tuple(
+    {"lr": lr, "average": average} for lr, average in product((2.5e-4, 5e-4, 1e-3), (0.5, 0.75))
+)
+
 
 def _selective(ratio: float = RATIO, **settings: Any) -> Method:
     return Method({"method": "selective", "low_res_ratio": ratio, **settings}, _BOTH)
@@ -82,6 +87,9 @@ METHODS = {
     "dtap-0.5": _selective(0.5),
     "dtap-0.625": _selective(0.625),
     "dtap-0.75": _selective(0.75),
+    "dtap-average": Method(
+        {"method": "selective", "low_res_ratio": RATIO, "zo_lr": 0.01}, _AVERAGED
+    ),
     "hollowed-a11": Method({"method": "hollowed", "hollow": "a11"}, _BACKPROP),
     "hollowed-a10": Method({"method": "hollowed", "hollow": "a10"}, _BACKPROP),
     "hollowed-a9": Method({"method": "hollowed", "hollow": "a9"}, _BACKPROP),

@@ -124,6 +124,15 @@ OBSERVATIONS = (
         "token-backprop",
         "class-word",
     ),
+    *(
+        Observation(
+            f"The mean of the adapter over the last steps has a better {column} score",
+            "this project",
+            column,
+            _better("dtap-average", DTAP),
+        )
+        for column in ("subject", "prompt")
+    ),
     _about_as_good(
         "Selective training on int8 weights is about as good as on float32",
         "this project",
