@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from peft import LoraConfig
 
-from sopt.models import inject_lora
+from sopt.models import inject_lora, open_model
+from sopt.models.storage import Int8Storage
+from sopt.steps import loss as loss_module
 from sopt.steps.backprop import backprop_step
 from sopt.steps.loss import Sample, diffusion_loss
 from sopt.steps.zeroth_order import zeroth_order_step
@@ -214,6 +217,17 @@ def test_backprop_skips_what_is_not_finite(fault):
     for parameter, before in zip(adapter.values(), state, strict=True):
         assert parameter.grad is None
         assert all(torch.equal(optimizer.state[parameter][key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [torch.float32, torch.bfloat16, Int8Storage(torch.bfloat16), Int8Storage(torch.float32)],
+)
+def test_the_loss_computes_in_the_networks_dtype(storage):
+    unet = open_model("tiny").load("unet", storage)
+    assert loss_module._dtype(unet) == unet.dtype
+    unet.add_adapter(LoraConfig(r=1, target_modules=["to_q"]))
+    assert loss_module._dtype(unet) == unet.dtype
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 Loss = Callable[[], Tensor]  # evaluates the loss of one sample at the current weights: float32, 0-d
@@ -53,7 +53,7 @@ def diffusion_loss(
     """
     (loss,) = losses_of_predictions(
         partial(_predict, unet),
-        unet.dtype,
+        _dtype(unet),
         scheduler,
         sample,
         min_snr=min_snr,
@@ -125,11 +125,22 @@ def diffusion_losses(
         sample: One picture, with ``prompt`` (k, tokens, width) and ``added`` (k or 1, ...); no
             prior.
     """
-    inputs = unet_inputs(scheduler, sample, unet.dtype)
+    inputs = unet_inputs(scheduler, sample, _dtype(unet))
     (predictions,) = _predict(unet, **inputs)
     target = _target(scheduler, sample)
     errors = (predictions.float() - target.float()).square().mean(dim=(1, 2, 3))
     return _weigh(errors, scheduler, sample, min_snr)
+
+
+def _dtype(unet: Any) -> torch.dtype:
+    """Of the first floating-point parameter, which is ``unet.dtype`` of diffusers without its walk
+    through all modules: with an adapter it takes 4.5 ms on the bundled model, whose zeroth-order
+    step of four losses takes 200."""
+    if isinstance(unet, nn.Module):
+        for parameter in unet.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype
+    return unet.dtype
 
 
 def _predict(unet: Any, sample: Tensor, timestep: Tensor, **others: Any) -> tuple[Tensor]:
