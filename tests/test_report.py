@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import shlex
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -20,7 +19,7 @@ from sopt.config import TrainConfig
 from sopt.report import write_report
 from sopt.report.charts import Axis, Frame, bars, linear_ticks, log_ticks
 from sopt.report.markup import VOID, element
-from sopt.report.sections import TINT, duration, repeat_command, running_mean, surface, thinned
+from sopt.report.sections import TINT, duration, running_mean, surface, thinned
 from sopt.schedules import dtap
 
 PROMPT = 'a <script>alert("sks")</script> dog & cat'
@@ -205,21 +204,6 @@ def test_means_and_thinning():
     assert running_mean(points)[1] == (2, 1.5)
     assert thinned(points, 4) == [points[0], points[3], points[6], points[9]]
     assert thinned(points, 10) == points
-
-
-def test_the_command_repeats_the_run(tmp_path):
-    given = {
-        "images": ["a b.png", "c.png"], "prompt": "a 'sks' dog; $HOME", "output": "runs/x",
-        "method": "backprop-low", "steps": 7, "lr": 3e-4, "samples": False, "device": "cpu",
-        "memory_budget": "2GiB", "checkpointing": True, "weights": "float32", "resolution": 64,
-    }  # fmt: skip
-    config = TrainConfig.create(**given)
-    words = shlex.split(repeat_command(config.to_dict()))
-    assert words[:2] == ["sopt", "train"]
-    options = vars(cli._parse(words[1:]))
-    assert options.pop("command") == "train"
-    again = TrainConfig.create(**options)
-    assert again.to_dict() == config.to_dict() | {"output": "runs/x-again"}
 
 
 def test_settings_that_a_command_cannot_give_are_named(tmp_path):

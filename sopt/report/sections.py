@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import re
-import shlex
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..budget import Budget, readable
-from ..config import SCHEDULES, TrainConfig
+from ..config import SCHEDULES
 from ..data import load_pictures
 from ..errors import InputError
 from ..sampling import png_bytes
@@ -24,6 +21,7 @@ from ..schedules import make_schedule
 from .charts import Axis, Frame, Point, bars, key
 from .markup import Markup, element, join
 from .reading import RunFiles
+from .repeating import repeat
 
 BRANCHES = {"bp": "backprop, reduced pictures", "zo": "zeroth-order, full size"}
 MOST_POINTS = 2000  # of a branch in a chart; more would be a file of megabytes and a solid area
@@ -231,31 +229,6 @@ def versions(run: RunFiles) -> Markup | None:
     return element("section", element("h2", "Made with"), table(made)) if made else None
 
 
-def repeat(run: RunFiles) -> Markup:
-    """The command that does the run again, in another folder."""
-    lost = [name for name, value in run.settings.items() if _is_lost(value)]
-    body: list[Markup] = [element("pre", element("code", repeat_command(run.settings)))]
-    if lost:
-        note = f"Given as Python objects, so to be put in by hand: {', '.join(lost)}."
-        body.append(element("p", note, class_="quiet"))
-    return element("section", element("h2", "Do it again"), *body)
-
-
-def repeat_command(settings: dict[str, Any]) -> str:
-    """``sopt train`` with all that differs from the defaults, into a folder beside the first."""
-    defaults = {each.name: each.default for each in fields(TrainConfig)}
-    words = ["sopt", "train"]
-    for name, value in settings.items():
-        if name == "output":
-            value = f"{str(value).rstrip('/')}-again"
-        elif value is None or (name in defaults and value == defaults[name]):
-            continue
-        values = value if isinstance(value, list) else [value]
-        texts = [str(each).lower() if isinstance(each, bool) else str(each) for each in values]
-        words += [f"--{name.replace('_', '-')}", *texts]
-    return " ".join(map(shlex.quote, words))
-
-
 def table(rows: Any) -> Markup:
     return element(
         "table",
@@ -347,11 +320,6 @@ def _words(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _is_lost(value: Any) -> bool:
-    texts = value if isinstance(value, list) else [value]
-    return any(re.search(r"given as an object$|^the callable ", str(text)) for text in texts)
 
 
 def _uri(kind: str, content: bytes) -> str:
