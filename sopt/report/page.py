@@ -145,7 +145,7 @@ def _figures(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
         ],
         "time": [sections.duration(sum(run.seconds.values())) for run in runs],
     }
-    for branch, words in sections.BRANCHES.items():
+    for branch, words in sections.branch_names(*runs).items():
         rows[f"loss of the last tenth, {words}"] = [_last_loss(run, branch) for run in runs]
     known = dict.fromkeys(name for run in runs for name in run.settings if name != "output")
     for name in known:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config import TrainConfig
 from ..errors import InputError
 from ..settings_file import read_yaml
 
@@ -31,6 +32,14 @@ class RunFiles:
     @property
     def steps(self) -> int:
         return int(self.settings.get("steps", len(self.history)))
+
+    @property
+    def schedule(self) -> Any:
+        return self.settings.get("schedule")
+
+    @property
+    def low_res_ratio(self) -> float:
+        return float(self.settings.get("low_res_ratio", TrainConfig.low_res_ratio))
 
     @property
     def finished(self) -> bool:

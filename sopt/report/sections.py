@@ -23,7 +23,9 @@ from .markup import Markup, element, join
 from .reading import RunFiles
 from .repeating import repeat
 
-BRANCHES = {"bp": "backprop, reduced pictures", "zo": "zeroth-order, full size"}
+BRANCHES = ("bp", "zo")
+CHANGING = ("dtap", "reversed")  # schedules that are others early and late in a run
+ONE_BRANCH = (0, 1)  # those that leave no choice
 MOST_POINTS = 2000  # of a branch in a chart; more would be a file of megabytes and a solid area
 MOST_OF_A_LINE = 200
 LARGEST_SIDE = 768  # pixels of a picture in the page
@@ -50,6 +52,14 @@ def about(run: RunFiles) -> Markup:
         repeat(run),
         element("div", settings(run), versions(run), class_="charts"),
     )
+
+
+def branch_names(*runs: RunFiles) -> dict[str, str]:
+    """What the branches are called: by the pictures of their steps, where all runs agree on it."""
+    reduced = {run.low_res_ratio < 1 for run in runs if run.losses("bp")}
+    sizes = {True: ", reduced pictures", False: ", full size"}
+    size = sizes[reduced.pop()] if len(reduced) == 1 else ""
+    return {"bp": f"backprop{size}", "zo": "zeroth-order, full size"}
 
 
 def key_figures(run: RunFiles) -> Markup:
@@ -135,6 +145,7 @@ def losses(run: RunFiles) -> Markup | None:
     x = Axis("step", 0, max(run.steps, len(run.history)))
     y = Axis("loss", min(values) * 0.9, max(values) * 1.1, log=True)
     frame = Frame(x, y)
+    names = branch_names(run)
     marks, words, keys = [], [], []
     for branch, points in by_branch.items():
         if points:
@@ -142,29 +153,28 @@ def losses(run: RunFiles) -> Markup | None:
             marks += [frame.dots(thinned(points, MOST_POINTS), branch)]
             marks += [frame.line(thinned(smooth, MOST_OF_A_LINE), branch)]
             words.append(
-                f"{len(points)} steps of {BRANCHES[branch]}: mean of the first tenth "
+                f"{len(points)} steps of {names[branch]}: mean of the first tenth "
                 f"{mean_of_tenth(points, 0):.4g}, of the last {mean_of_tenth(points, -1):.4g}"
             )
-            keys.append(key(branch, BRANCHES[branch]))
+            keys.append(key(branch, names[branch]))
     drawn = frame.drawing("Loss by branch", "; ".join(words), *marks)
-    note = (
-        ". Lines: running means. A step's loss depends on its timestep, and the schedule gives the "
-        "branches others as the run goes on."
-    )
-    return chart("Loss", drawn, keys, "; ".join(words) + note)
+    note = ". Lines: running means. A step's loss depends on its timestep"
+    if run.schedule in CHANGING:
+        note += ", and the schedule gives the branches others as the run goes on"
+    return chart("Loss", drawn, keys, "; ".join(words) + f"{note}.")
 
 
 def choices(run: RunFiles) -> Markup | None:
     """Which branch each step took, by step and timestep, over the schedule's probability."""
-    if not run.history:
+    if not run.history or run.schedule in ONE_BRANCH:
         return None
     steps, timesteps = max(run.steps, len(run.history)), run.num_train_timesteps
     frame = Frame(Axis("step", 0, steps), Axis("timestep", 0, timesteps))
-    schedule = run.settings.get("schedule")
+    schedule = run.schedule
     known = schedule in SCHEDULES or isinstance(schedule, (int, float))
     marks = [frame.picture(surface(schedule, steps, timesteps))] if known else []
     words, keys = [], []
-    for branch, name in BRANCHES.items():
+    for branch, name in branch_names(run).items():
         points: list[Point] = [
             (each["step"], each["timestep"]) for each in run.history if each["branch"] == branch
         ]

@@ -1,0 +1,40 @@
+"""Pages of runs as a browser shows them."""
+
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+from reports import save_run
+
+from sopt.report import write_report
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_looks_right_in_a_browser(tmp_path, width):
+    long = {"model": "a/" + "very-long-name" * 12, "prompt": "a sks dog " + "wag" * 60}
+    runs = [save_run(tmp_path / name, memory_budget="16MiB", **long) for name in ("dog", "cat")]
+    whole = tmp_path / "comparison.html"
+    write_report(runs, whole)
+    for file in (write_report(runs[:1]), whole):
+        shot = tmp_path / f"{width}.png"
+        subprocess.run(
+            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+             f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},3000",
+             f"--screenshot={shot}", file.as_uri()],
+            check=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+        pixels = np.asarray(Image.open(shot).convert("RGB"))
+        assert pixels.shape[1] == width
+        # Nothing is wider than the page: the margins are white from top to bottom.
+        assert (pixels[:, :12] == 255).all()
+        assert (pixels[:, -12:] == 255).all()
+        for name, colour in {"backprop": (0x24, 0x57, 0xC5), "zeroth-order": (0xC2, 0x57, 0x0C),
+                             "before": (255, 0, 0), "after": (0, 128, 0)}.items():  # fmt: skip
+            assert (pixels == colour).all(axis=2).sum() > 50, name
