@@ -5,10 +5,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from sopt.checkpoint import Checkpoint
 from sopt.config import TrainConfig
 from sopt.report.markup import VOID
+from sopt.run_folder import RunFolder, picture_fingerprint
 from sopt.schedules import dtap
 
 PROMPT = 'a <script>alert("sks")</script> dog & cat'
@@ -40,6 +43,13 @@ def save_run(folder, seed=0, steps=STEPS, done=STEPS, **settings):
     for name, colour in (("before", "red"), ("after", "green")):
         Image.new("RGB", (64, 64), colour).save(folder / "samples" / f"{name}.png")
     return folder
+
+
+def save_checkpoint(folder, pictures):
+    """What a run that learned from the pictures leaves beside its other files."""
+    identity = {"images": picture_fingerprint(pictures)}
+    checkpoint = Checkpoint(STEPS, identity, {}, {}, "weights", {"w": torch.zeros(1)}, {})
+    checkpoint.save(RunFolder(folder).checkpoint)
 
 
 class Page(HTMLParser):

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -64,28 +63,6 @@ def test_the_samples_are_in_the_page(run_folder):
         content = base64.b64decode(source.removeprefix("data:image/png;base64,"))
         expected = Image.open(run_folder / "samples" / f"{name}.png")
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), expected)
-
-
-def test_the_subject_is_shown_while_its_pictures_are_there(tmp_path):
-    photos = tmp_path / "photos <&>"
-    photos.mkdir()
-    for number in range(8):
-        Image.new("RGB", (300, 200), (number, 0, 0)).save(photos / f"{number}.png")
-    folder = save_run(tmp_path / "dog", images=[str(each) for each in sorted(photos.iterdir())])
-    page = page_of(write_report([folder]))
-    shown = [image for image in page.all("img") if "The subject" in image["alt"]]
-    assert [image["alt"] for image in shown] == [f"The subject: {n}.png" for n in range(6)]
-    for number, image in enumerate(shown):
-        content = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
-        small = Image.open(io.BytesIO(content))
-        assert small.size == (128, 85)
-        assert small.getpixel((0, 0)) == (number, 0, 0)
-    assert "The first 6 of 8." in page.words
-    assert f"8 pictures in {photos}" in page.words
-    shutil.rmtree(photos)
-    page = page_of(write_report([folder]))
-    assert len(page.all("img")) == 2
-    assert "Pictures of the subject" not in page.words
 
 
 def test_figures_are_those_of_the_files(run_folder):

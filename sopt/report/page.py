@@ -12,6 +12,7 @@ from ..files import write_json, write_text
 from . import sections
 from .charts import bars
 from .markup import Markup, element, join
+from .pictures import picture
 from .reading import RECORD, RunFiles, read_run
 
 REPORT = "report.html"
@@ -131,7 +132,7 @@ def _pictures(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup | None:
             file = run.picture(when)
             if file is not None:
                 alt = f"{name}: drawn for “{run.settings.get('prompt')}” {when} training"
-                shown.append(sections.picture(file, f"{name}, {when}", alt))
+                shown.append(picture(file, f"{name}, {when}", alt))
     if not shown:
         return None
     return element("section", element("h2", "Samples"), element("div", *shown, class_="pictures"))

@@ -10,6 +10,8 @@ from typing import Any
 
 from ..config import TrainConfig
 from ..errors import InputError
+from ..files import load_metadata
+from ..run_folder import RunFolder
 from ..settings_file import read_yaml
 
 RECORD = "record.json"  # versions, machine, seconds of each phase
@@ -24,6 +26,7 @@ class RunFiles:
     history: list[dict[str, Any]]
     memory: dict[str, Any]
     record: dict[str, Any]
+    subjects: str | None  # what the run saw of the subject's pictures, if a checkpoint says it
 
     @property
     def name(self) -> str:
@@ -106,6 +109,7 @@ def read_run(path: str | Path) -> RunFiles:
         history=_read_history(path / "history.jsonl"),
         memory=_read_json(path / "memory.json"),
         record=_read_json(path / RECORD),
+        subjects=_read_subjects(RunFolder(path).checkpoint),
     )
 
 
@@ -137,6 +141,16 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"run: {file} must hold an object, got {type(content).__name__}")
     return content
+
+
+def _read_subjects(checkpoint: Path) -> str | None:
+    """The fingerprint of the subject's pictures; the tensors beside it are not read."""
+    if not checkpoint.exists():
+        return None
+    try:
+        return str(json.loads(load_metadata(checkpoint)["content"])["settings"]["images"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"run: {checkpoint} is not a checkpoint of a run") from error
 
 
 def _is_number(value: Any) -> bool:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +10,10 @@ from PIL import Image
 
 from ..budget import Budget, readable
 from ..config import SCHEDULES
-from ..data import load_pictures
-from ..errors import InputError
-from ..sampling import png_bytes
 from ..schedules import make_schedule
 from .charts import Axis, Frame, Point, bars, key
 from .markup import Markup, element, join
+from .pictures import data_uri, photos, pictures
 from .reading import RunFiles
 from .repeating import repeat
 
@@ -28,10 +22,6 @@ CHANGING = ("dtap", "reversed")  # schedules that are others early and late in a
 ONE_BRANCH = (0, 1)  # those that leave no choice
 MOST_POINTS = 2000  # of a branch in a chart; more would be a file of megabytes and a solid area
 MOST_OF_A_LINE = 200
-LARGEST_SIDE = 768  # pixels of a picture in the page
-LOSSLESS_SIDE = 256  # up to it a sample is embedded as PNG
-MOST_PHOTOS = 6
-PHOTO_SIDE = 128
 SURFACE = (120, 80)  # columns and rows of the schedule's picture
 TINT = (250, 206, 150)  # of a chance of 1
 
@@ -75,65 +65,6 @@ def key_figures(run: RunFiles) -> Markup:
         figures.append(("skipped, loss not finite", str(run.skipped)))
     items = [element("div", element("dt", name), element("dd", text)) for name, text in figures]
     return element("dl", *items, class_="figures")
-
-
-def photos(run: RunFiles) -> Markup | None:
-    """The first of the pictures that the run learned from, if they are still there."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the run itself has given them
-            found = load_pictures(run.settings.get("images", ()), run.settings.get("prompt"))
-    except InputError:  # moved since, or given as objects
-        return None
-    own = [each for each in found if not each.regularization]
-    shown = []
-    for each in own[:MOST_PHOTOS]:
-        image = each.image
-        image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
-        shown.append(element("figure", _img(image, f"The subject: {each.name}")))
-    if not shown:
-        return None
-    rest = f"The first {len(shown)} of {len(own)}." if len(own) > len(shown) else None
-    return element(
-        "section",
-        element("h2", "Pictures of the subject"),
-        element("div", *shown, class_="pictures photos"),
-        element("p", rest, class_="quiet") if rest else None,
-    )
-
-
-def pictures(run: RunFiles) -> Markup | None:
-    """The samples, or a sentence on why there are none."""
-    prompt, seed = run.settings.get("prompt"), run.settings.get("seed")
-    found = [(name, run.picture(name)) for name in ("before", "after")]
-    shown = [
-        picture(file, f"{name} training", f"Drawn for “{prompt}”, seed {seed}, {name} training")
-        for name, file in found
-        if file is not None
-    ]
-    if not shown:
-        why = "samples=false" if run.settings.get("samples") is False else "none was drawn"
-        return element("p", f"No sample pictures: {why}.", class_="quiet")
-    return element("section", element("h2", "Samples"), element("div", *shown, class_="pictures"))
-
-
-def picture(file: Path, caption: str, alt: str) -> Markup:
-    """A picture inside the page."""
-    (loaded,) = load_pictures(str(file), caption)
-    image = loaded.image
-    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    return element("figure", _img(image, alt), element("figcaption", caption))
-
-
-def _img(image: Image.Image, alt: str) -> Markup:
-    return element(
-        "img",
-        src=data_uri(image),
-        alt=alt,
-        width=image.width,
-        height=image.height,
-        class_="small" if max(image.size) <= LOSSLESS_SIDE else None,
-    )
 
 
 def losses(run: RunFiles) -> Markup | None:
@@ -266,15 +197,6 @@ def surface(schedule: Any, steps: int, timesteps: int) -> str:
     return data_uri(Image.fromarray(colours.round().astype(np.uint8)))
 
 
-def data_uri(image: Image.Image) -> str:
-    """A picture inside an address: PNG if it is small, JPEG otherwise."""
-    if max(image.size) <= LOSSLESS_SIDE:
-        return _uri("png", png_bytes(image))
-    file = io.BytesIO()
-    image.convert("RGB").save(file, "JPEG", quality=90)
-    return _uri("jpeg", file.getvalue())
-
-
 def running_mean(points: Sequence[Point]) -> list[Point]:
     """The mean of each point's value and those before it, up to a twentieth of all."""
     window = max(5, len(points) // 20)
@@ -330,7 +252,3 @@ def _words(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
