@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import shutil
 
 import pytest
@@ -88,6 +89,15 @@ def test_of_objects_there_is_no_picture(tmp_path):
     folder = save_run(tmp_path / "dog", images=Image.new("RGB", (8, 8)))
     words = page_of(write_report([folder])).words
     assert "No pictures of the subject: they were given as objects." in words
+
+
+def test_names_that_are_not_utf8_are_shown_as_far_as_they_can_be(tmp_path):
+    photos = tmp_path / os.fsdecode(b"caf\xe9")
+    save_photos(photos)
+    (photos / "0.png").rename(photos / os.fsdecode(b"0\xe9.png"))
+    page = page_of(write_report([save(tmp_path / "dog", photos)]))
+    assert "The subject: 0\ufffd.png" in [image["alt"] for image in subjects(page)]
+    assert "caf\ufffd" in page.words
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path, photos):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ REPORT = "report.html"
 GENERATOR = "sopt report"  # how a report of ours is known from other people's files
 # The browser itself sees to it that nothing is fetched and that no script runs.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
@@ -105,7 +107,8 @@ def page(runs: Sequence[RunFiles]) -> str:
         element("style", Markup(style)),
     )
     whole = element("html", head, element("body", element("main", body)), lang="en")
-    return f"<!doctype html>\n{whole}\n"
+    # Names of files that are not UTF-8 have surrogates, which no file of text can hold.
+    return SURROGATES.sub("\N{REPLACEMENT CHARACTER}", f"<!doctype html>\n{whole}\n")
 
 
 def comparison(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
