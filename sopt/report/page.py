@@ -36,7 +36,8 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
         The file: no script, no address but those of pictures inside it.
 
     Raises:
-        InputError: No run in a folder, a damaged file of one, or ``output`` is something else.
+        InputError: No run in a folder, a damaged file of one, or ``output`` is something else or
+            cannot be written.
 
     Example:
         >>> write_report(["runs/dog"])
@@ -48,9 +49,13 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
     if output is None:
         output = read[0].path / REPORT if len(read) == 1 else Path("comparison.html")
     file = Path(output)
-    if file.is_dir() or (file.exists() and not is_report(file)):
-        raise InputError(f"output {str(file)!r} is not a report, and is not overwritten")
-    write_text(file, page(read))
+    text = page(read)
+    try:
+        if file.is_dir() or (file.exists() and not is_report(file)):
+            raise InputError(f"output {str(file)!r} is not a report, and is not overwritten")
+        write_text(file, text)
+    except OSError as error:
+        raise InputError(f"output {str(file)!r} must be writable: {error.strerror}") from error
     return file
 
 
