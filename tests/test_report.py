@@ -129,15 +129,17 @@ def test_marks_lie_where_the_numbers_are():
     assert 'd="M260.0 125.0h0"' in frame.dots([(50, 0.1)], "bp")
     drawn = bars([("load", 1.0, "1"), ("train-bp", 4.0, "4")], "t", "d", limit=(8.0, "budget"))
     widths = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', drawn)]
-    full = 480 - 92 - 84
+    full = 480 - 108 - 84
     assert widths == [full / 8, full / 2]
-    assert re.search(rf'<line [^>]*x1="{92 + full}\.0"', drawn)
+    assert re.search(rf'<line [^>]*x1="{108 + full}\.0"', drawn)
 
 
 def test_ticks_are_round():
     assert linear_ticks(0, 600) == [0, 200, 400, 600]
     assert linear_ticks(0, 3) == [0, 1, 2, 3]
     assert log_ticks(0.02, 1) == [0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
+    assert log_ticks(0.21, 0.49) == [0.3, 0.4]
+    assert log_ticks(0.55, 0.95) == [0.6, 0.7, 0.8, 0.9]
     assert log_ticks(1e-5, 10) == [1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10]
 
 
@@ -190,6 +192,36 @@ def test_several_runs_are_compared(tmp_path, monkeypatch, capsys):
         assert text in page.words
     assert [article["id"] for article in page.all("article")] == ["run-1", "run-2"]
     assert len(page.all("img")) == 8  # side by side, and with each run
+
+
+def test_every_log_axis_has_two_ticks():
+    for low in np.geomspace(1e-4, 1, 500):
+        for factor in (1.2, 1.5, 2, 3, 10, 1000):
+            ticks = log_ticks(low, low * factor)
+            assert len(ticks) >= 2
+            assert low <= min(ticks) < max(ticks) <= low * factor
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["subject-dog-seed-1", "subject-dog-seed-2"], ["subjec…seed-1", "subjec…seed-2"]),
+        (["subject-1-of-dog-at-last", "subject-2-of-dog-at-last"], ["1: sub…t-last", "2: sub…"]),
+    ],
+)
+def test_bars_of_different_runs_have_different_names(tmp_path, names, labels):
+    runs = [save_run(tmp_path / name) for name in names]
+    text = page_of(write_report(runs, tmp_path / "both.html")).text
+    for label in labels:
+        assert sum(each.startswith(label) for each in text) == 2, label  # of memory and of time
+
+
+def test_peaks_that_are_not_known_yet_have_no_bar(tmp_path):
+    runs = [save_run(tmp_path / "done"), save_run(tmp_path / "at-work", done=9)]
+    page = page_of(write_report(runs, tmp_path / "both.html"))
+    assert "Peak memory by run. done 9 MiB" in [each["aria-label"] for each in page.all("svg")]
+    page = page_of(write_report(runs[1:] * 2, tmp_path / "both.html"))
+    assert "Peak memory" not in page.words
 
 
 def test_training_writes_the_report(settings, quick):

@@ -11,7 +11,7 @@ from ..budget import readable
 from ..errors import InputError
 from ..files import write_json, write_text
 from . import sections
-from .charts import bars
+from .charts import bars, shortened
 from .markup import Markup, element, join
 from .pictures import picture
 from .reading import RECORD, RunFiles, read_run
@@ -126,9 +126,10 @@ def comparison(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
 
 
 def numbered(runs: Sequence[RunFiles]) -> list[str]:
-    """The runs' names, with numbers where they are not enough to tell runs apart."""
+    """The runs' names, with numbers where they are not enough to tell runs apart, cut as beside
+    bars."""
     names = [run.name for run in runs]
-    if len(set(names)) == len(names):
+    if len(set(map(shortened, names))) == len(names):
         return names
     return [f"{number}: {name}" for number, name in enumerate(names, start=1)]
 
@@ -175,8 +176,14 @@ def _last_loss(run: RunFiles, branch: str) -> str:
 
 
 def _peaks(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup | None:
-    peaks = [max(run.peaks.values(), default=0) for run in runs]
-    rows = [(name, size, readable(size)) for name, size in zip(names, peaks, strict=True)]
+    peaks = [
+        (name, max(run.peaks.values()))
+        for name, run in zip(names, runs, strict=True)
+        if run.peaks  # of a run that is at work they are not known yet
+    ]
+    if not peaks:
+        return None
+    rows = [(name, size, readable(size)) for name, size in peaks]
     return sections.chart(
         "Peak memory of tensors", bars(rows, "Peak memory by run", sections.listed(rows))
     )
