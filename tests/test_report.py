@@ -4,85 +4,19 @@ import base64
 import io
 import json
 import re
-import shlex
-import shutil
-import subprocess
-from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from reports import PROMPT, STEPS, page_of, save_run
 
 import sopt
 from sopt import InputError, cli
-from sopt.config import TrainConfig
 from sopt.report import write_report
 from sopt.report.charts import Axis, Frame, bars, linear_ticks, log_ticks
-from sopt.report.markup import VOID, element
-from sopt.report.sections import TINT, duration, repeat_command, running_mean, surface, thinned
+from sopt.report.markup import element
+from sopt.report.sections import TINT, duration, running_mean, surface, thinned
 from sopt.schedules import dtap
-
-PROMPT = 'a <script>alert("sks")</script> dog & cat'
-STEPS = 40
-
-
-def save_run(folder, seed=0, steps=STEPS, done=STEPS, **settings):
-    """A run folder as a finished run leaves it, with a history of steps drawn at random."""
-    rng = np.random.default_rng(seed)
-    (folder / "samples").mkdir(parents=True)
-    given = {"images": "photos", "prompt": PROMPT, "steps": steps, "output": str(folder)}
-    config = TrainConfig.create(**given | settings)
-    (folder / "config.yaml").write_text(config.to_yaml())
-    with (folder / "history.jsonl").open("w") as file:
-        for step in range(1, done + 1):
-            timestep = int(rng.integers(1000))
-            p_zo = dtap(step, timestep, steps)
-            branch = "zo" if rng.random() < p_zo else "bp"
-            entry = {"step": step, "branch": branch, "timestep": timestep, "p_zo": p_zo}
-            entry |= {"loss": float(rng.uniform(0.01, 1)), "seconds": 0.5}
-            file.write(json.dumps(entry) + "\n")
-    if done == steps:
-        memory = {"load": 2**20, "train-bp": 9 * 2**20, "process_anonymous": {"at_start": 2**28}}
-        (folder / "memory.json").write_text(json.dumps(memory))
-        record = {"versions": {"torch": "9.9"}, "seconds": {"load": 3.0, "train-bp": 1e9}}
-        (folder / "record.json").write_text(json.dumps(record))
-    for name, colour in (("before", "red"), ("after", "green")):
-        Image.new("RGB", (64, 64), colour).save(folder / "samples" / f"{name}.png")
-    return folder
-
-
-class Page(HTMLParser):
-    """The elements of a page, (name, attributes), and its text; all are closed in order."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.text, self._open = [], [], []
-        self.feed(text)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def all(self, name):
-        return [attributes for tag, attributes in self.elements if tag == name]
-
-    @property
-    def words(self):
-        return " ".join(self.text)
-
-
-def page_of(file):
-    return Page(Path(file).read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -131,34 +65,13 @@ def test_the_samples_are_in_the_page(run_folder):
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), expected)
 
 
-def test_the_subject_is_shown_while_its_pictures_are_there(tmp_path):
-    photos = tmp_path / "photos <&>"
-    photos.mkdir()
-    for number in range(8):
-        Image.new("RGB", (300, 200), (number, 0, 0)).save(photos / f"{number}.png")
-    folder = save_run(tmp_path / "dog", images=[str(each) for each in sorted(photos.iterdir())])
-    page = page_of(write_report([folder]))
-    shown = [image for image in page.all("img") if "The subject" in image["alt"]]
-    assert [image["alt"] for image in shown] == [f"The subject: {n}.png" for n in range(6)]
-    for number, image in enumerate(shown):
-        content = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
-        small = Image.open(io.BytesIO(content))
-        assert small.size == (128, 85)
-        assert small.getpixel((0, 0)) == (number, 0, 0)
-    assert "The first 6 of 8." in page.words
-    assert f"8 pictures in {photos}" in page.words
-    shutil.rmtree(photos)
-    page = page_of(write_report([folder]))
-    assert len(page.all("img")) == 2
-    assert "Pictures of the subject" not in page.words
-
-
 def test_figures_are_those_of_the_files(run_folder):
     words = page_of(write_report([run_folder])).words
     history = [json.loads(each) for each in (run_folder / "history.jsonl").open()]
     zo = [entry for entry in history if entry["branch"] == "zo"]
     assert 0 < len(zo) < STEPS
     assert f"{STEPS - len(zo)} backprop, {len(zo)} zeroth-order" in words
+    assert "the schedule gives the branches others as the run goes on" in words
     assert f"expected {sum(entry['p_zo'] for entry in history):.0f} zeroth-order" in words
     last = [entry["loss"] for entry in zo][-max(1, len(zo) // 10) :]
     assert f"of the last {sum(last) / len(last):.4g}" in words
@@ -166,6 +79,46 @@ def test_figures_are_those_of_the_files(run_folder):
     assert duration(3 + STEPS * 0.5) in words
     for text in ("9 MiB", "budget 16MiB", "torch", "9.9", "–"):
         assert text in words
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("backprop-high", "40 steps of backprop, full size: mean"),
+        ("hollowed", "40 steps of backprop, full size: mean"),
+        ("backprop-low", "40 steps of backprop, reduced pictures: mean"),
+        ("zeroth-order", "40 steps of zeroth-order, full size: mean"),
+    ],
+)
+def test_runs_of_one_branch_are_called_what_they_are(tmp_path, method, expected):
+    page = page_of(write_report([save_run(tmp_path / "dog", method=method)]))
+    assert expected in page.words
+    assert ("reduced" in page.words) == (method == "backprop-low")
+    assert "Which steps" not in page.words  # there was no choice
+    assert "the schedule gives" not in page.words
+    assert "The schedule" not in page.words
+
+
+def test_a_schedule_that_stays_the_same_gives_the_branches_the_same_timesteps(tmp_path):
+    page = page_of(write_report([save_run(tmp_path / "dog", schedule=0.5)]))
+    assert "Which steps" in page.words
+    assert "The schedule 0.5 expected 20 zeroth-order" in page.words
+    assert "the schedule gives" not in page.words
+
+
+@pytest.mark.parametrize(
+    ("methods", "row"),
+    [
+        (("backprop-high", "hollowed"), "backprop, full size"),
+        (("backprop-high", "zeroth-order"), "backprop, full size"),
+        (("backprop-low", "backprop-low"), "backprop, reduced pictures"),
+        (("backprop-high", "backprop-low"), "backprop"),
+    ],
+)
+def test_a_comparison_calls_branches_what_they_are_in_all_runs(tmp_path, methods, row):
+    runs = [save_run(tmp_path / str(n), method=each) for n, each in enumerate(methods)]
+    page = page_of(write_report(runs, tmp_path / "both.html"))
+    assert f"loss of the last tenth, {row}" in page.text
 
 
 def test_marks_lie_where_the_numbers_are():
@@ -176,15 +129,17 @@ def test_marks_lie_where_the_numbers_are():
     assert 'd="M260.0 125.0h0"' in frame.dots([(50, 0.1)], "bp")
     drawn = bars([("load", 1.0, "1"), ("train-bp", 4.0, "4")], "t", "d", limit=(8.0, "budget"))
     widths = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', drawn)]
-    full = 480 - 92 - 84
+    full = 480 - 108 - 84
     assert widths == [full / 8, full / 2]
-    assert re.search(rf'<line [^>]*x1="{92 + full}\.0"', drawn)
+    assert re.search(rf'<line [^>]*x1="{108 + full}\.0"', drawn)
 
 
 def test_ticks_are_round():
     assert linear_ticks(0, 600) == [0, 200, 400, 600]
     assert linear_ticks(0, 3) == [0, 1, 2, 3]
     assert log_ticks(0.02, 1) == [0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
+    assert log_ticks(0.21, 0.49) == [0.3, 0.4]
+    assert log_ticks(0.55, 0.95) == [0.6, 0.7, 0.8, 0.9]
     assert log_ticks(1e-5, 10) == [1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10]
 
 
@@ -207,78 +162,12 @@ def test_means_and_thinning():
     assert thinned(points, 10) == points
 
 
-def test_the_command_repeats_the_run(tmp_path):
-    given = {
-        "images": ["a b.png", "c.png"], "prompt": "a 'sks' dog; $HOME", "output": "runs/x",
-        "method": "backprop-low", "steps": 7, "lr": 3e-4, "samples": False, "device": "cpu",
-        "memory_budget": "2GiB", "checkpointing": True, "weights": "float32", "resolution": 64,
-    }  # fmt: skip
-    config = TrainConfig.create(**given)
-    words = shlex.split(repeat_command(config.to_dict()))
-    assert words[:2] == ["sopt", "train"]
-    options = vars(cli._parse(words[1:]))
-    assert options.pop("command") == "train"
-    again = TrainConfig.create(**options)
-    assert again.to_dict() == config.to_dict() | {"output": "runs/x-again"}
-
-
 def test_settings_that_a_command_cannot_give_are_named(tmp_path):
     picture = Image.new("RGB", (8, 8))
     folder = save_run(tmp_path / "dog", images=picture, schedule=lambda step, timestep: 0.5)
     page = page_of(write_report([folder]))
     assert "to be put in by hand: images, schedule" in page.words
     assert not page.all("image")  # nobody knows the callable's surface
-
-
-@pytest.mark.parametrize("left", ["config.yaml", "history.jsonl"])
-def test_a_half_written_run_is_shown_as_far_as_it_got(tmp_path, left):
-    folder = save_run(tmp_path / "dog", done=12)
-    shutil.rmtree(folder / "samples")
-    with (folder / "history.jsonl").open("a") as file:
-        file.write('{"step": 13, "bra')
-    done = 12
-    if left == "config.yaml":
-        (folder / "history.jsonl").unlink()
-        done = 0
-    page = page_of(write_report([folder]))
-    assert f"This run is not finished: {done} of {STEPS} steps are done." in page.words
-    assert "No sample pictures: none was drawn." in page.words
-    assert len(page.all("svg")) == (3 if done else 0)
-
-
-def test_steps_that_were_skipped_are_counted(tmp_path):
-    folder = save_run(tmp_path / "dog")
-    entry = {"step": 41, "branch": "zo", "timestep": 5, "p_zo": 0.1, "loss": None, "seconds": 1}
-    with (folder / "history.jsonl").open("a") as file:
-        file.write(json.dumps(entry | {"skipped": True}) + "\n")
-    assert "skipped, loss not finite 1" in page_of(write_report([folder])).words
-
-
-def test_bad_folders_are_refused_in_a_sentence(tmp_path, run_folder, capsys):
-    (tmp_path / "empty").mkdir()
-    for folder, message in [
-        (tmp_path / "none", "there is no folder"),
-        (tmp_path / "empty", "holds no run: it has no config.yaml"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            write_report([folder])
-    assert cli.main(["report", str(tmp_path / "empty")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    history = (run_folder / "history.jsonl").read_text()
-    for name, content, message in [
-        ("history.jsonl", "{\n" + history, "line 1 of .* is damaged"),
-        ("history.jsonl", history + '{"step": 3}\n', f"line {STEPS + 1} of .* is not that of"),
-        ("memory.json", "[", "memory.json is damaged"),
-        ("record.json", "[]", "must hold an object, got list"),
-        ("samples/after.png", "x", "after.png is not a"),
-    ]:
-        file = run_folder / name
-        before = file.read_bytes()
-        file.write_text(content)
-        with pytest.raises(InputError, match=message):
-            write_report([run_folder])
-        file.write_bytes(before)
-    assert not (run_folder / "report.html").exists()
 
 
 def test_other_peoples_files_are_not_overwritten(run_folder):
@@ -303,6 +192,36 @@ def test_several_runs_are_compared(tmp_path, monkeypatch, capsys):
         assert text in page.words
     assert [article["id"] for article in page.all("article")] == ["run-1", "run-2"]
     assert len(page.all("img")) == 8  # side by side, and with each run
+
+
+def test_every_log_axis_has_two_ticks():
+    for low in np.geomspace(1e-4, 1, 500):
+        for factor in (1.2, 1.5, 2, 3, 10, 1000):
+            ticks = log_ticks(low, low * factor)
+            assert len(ticks) >= 2
+            assert low <= min(ticks) < max(ticks) <= low * factor
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["subject-dog-seed-1", "subject-dog-seed-2"], ["subjec…seed-1", "subjec…seed-2"]),
+        (["subject-1-of-dog-at-last", "subject-2-of-dog-at-last"], ["1: sub…t-last", "2: sub…"]),
+    ],
+)
+def test_bars_of_different_runs_have_different_names(tmp_path, names, labels):
+    runs = [save_run(tmp_path / name) for name in names]
+    text = page_of(write_report(runs, tmp_path / "both.html")).text
+    for label in labels:
+        assert sum(each.startswith(label) for each in text) == 2, label  # of memory and of time
+
+
+def test_peaks_that_are_not_known_yet_have_no_bar(tmp_path):
+    runs = [save_run(tmp_path / "done"), save_run(tmp_path / "at-work", done=9)]
+    page = page_of(write_report(runs, tmp_path / "both.html"))
+    assert "Peak memory by run. done 9 MiB" in [each["aria-label"] for each in page.all("svg")]
+    page = page_of(write_report(runs[1:] * 2, tmp_path / "both.html"))
+    assert "Peak memory" not in page.words
 
 
 def test_training_writes_the_report(settings, quick):
@@ -339,33 +258,3 @@ def test_an_element_escapes_what_is_not_markup():
     assert (
         element("p", inner, "&", None, class_='a"b') == '<p class="a&quot;b"><b>&lt;</b>&amp;</p>'
     )
-
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
-@pytest.mark.parametrize("width", [390, 1280])
-def test_it_looks_right_in_a_browser(tmp_path, width):
-    long = {"model": "a/" + "very-long-name" * 12, "prompt": "a sks dog " + "wag" * 60}
-    runs = [save_run(tmp_path / name, memory_budget="16MiB", **long) for name in ("dog", "cat")]
-    whole = tmp_path / "comparison.html"
-    write_report(runs, whole)
-    for file in (write_report(runs[:1]), whole):
-        shot = tmp_path / f"{width}.png"
-        subprocess.run(
-            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-             f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},3000",
-             f"--screenshot={shot}", file.as_uri()],
-            check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
-        pixels = np.asarray(Image.open(shot).convert("RGB"))
-        assert pixels.shape[1] == width
-        # Nothing is wider than the page: the margins are white from top to bottom.
-        assert (pixels[:, :12] == 255).all()
-        assert (pixels[:, -12:] == 255).all()
-        for name, colour in {"backprop": (0x24, 0x57, 0xC5), "zeroth-order": (0xC2, 0x57, 0x0C),
-                             "before": (255, 0, 0), "after": (0, 128, 0)}.items():  # fmt: skip
-            assert (pixels == colour).all(axis=2).sum() > 50, name

@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 480, 280
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 12, 42
 COLOURS = {"bp": "#2457c5", "zo": "#c2570c"}
 INK, FAINT = "#3c3c43", "#d9d9de"
-BAR, BAR_GAP, BAR_LEFT, BAR_RIGHT = 18, 12, 92, 84
+BAR, BAR_GAP, BAR_LEFT, BAR_RIGHT = 18, 12, 108, 84
 
 Point = tuple[float, float]
 
@@ -46,7 +46,7 @@ def linear_ticks(low: float, high: float) -> list[float]:
 
     Example:
         >>> linear_ticks(0, 1000)
-        [0, 200, 400, 600, 800, 1000]
+        [0.0, 200.0, 400.0, 600.0, 800.0, 1000.0]
     """
     if high <= low:
         return [low]
@@ -58,11 +58,18 @@ def linear_ticks(low: float, high: float) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten, or the powers alone where these are many."""
+    """1, 2 and 5 times powers of ten, or the powers alone where these are many; where there are
+    fewer than two, those of a linear axis.
+
+    Example:
+        >>> log_ticks(0.02, 0.3), log_ticks(0.21, 0.49)
+        ([0.02, 0.05, 0.1, 0.2], [0.3, 0.4])
+    """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if len(powers) < 5 else (1,)
     values = [float(f"{factor}e{power}") for power in powers for factor in factors]
-    return [value for value in values if low <= value <= high]
+    inside = [value for value in values if low <= value <= high]
+    return inside if len(inside) > 1 else linear_ticks(low, high)
 
 
 class Frame:
@@ -158,7 +165,7 @@ def bars(
         length = width * value / most
         colour = COLOURS.get(name.removeprefix("train-"), "#6b7280")
         parts += [
-            _text(BAR_LEFT - 8, y + 14, _shortened(name), "end"),
+            _text(BAR_LEFT - 8, y + 14, shortened(name), "end"),
             element("rect", x=BAR_LEFT, y=y, width=f"{length:.1f}", height=BAR, rx=2, fill=colour),
             _text(BAR_LEFT + length + 6, y + 14, words, "start"),
         ]
@@ -198,8 +205,14 @@ def _text(x: float, y: float, words: str, anchor: str, **attributes: object) -> 
     return element("text", words, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor, **attributes)
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= 13 else name[:12] + "…"
+def shortened(name: str) -> str:
+    """A name that fits beside a bar: its start and its end, by which names of runs often differ.
+
+    Example:
+        >>> shortened("subject-dog-seed-1")
+        'subjec…seed-1'
+    """
+    return name if len(name) <= 13 else f"{name[:6]}…{name[-6:]}"
 
 
 def key(branch: str, words: str) -> Markup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,14 +11,16 @@ from ..budget import readable
 from ..errors import InputError
 from ..files import write_json, write_text
 from . import sections
-from .charts import bars
+from .charts import bars, shortened
 from .markup import Markup, element, join
+from .pictures import picture
 from .reading import RECORD, RunFiles, read_run
 
 REPORT = "report.html"
 GENERATOR = "sopt report"  # how a report of ours is known from other people's files
 # The browser itself sees to it that nothing is fetched and that no script runs.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
@@ -33,7 +36,8 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
         The file: no script, no address but those of pictures inside it.
 
     Raises:
-        InputError: No run in a folder, a damaged file of one, or ``output`` is something else.
+        InputError: No run in a folder, a damaged file of one, or ``output`` is something else or
+            cannot be written.
 
     Example:
         >>> write_report(["runs/dog"])
@@ -45,9 +49,13 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
     if output is None:
         output = read[0].path / REPORT if len(read) == 1 else Path("comparison.html")
     file = Path(output)
-    if file.is_dir() or (file.exists() and not is_report(file)):
-        raise InputError(f"output {str(file)!r} is not a report, and is not overwritten")
-    write_text(file, page(read))
+    text = page(read)
+    try:
+        if file.is_dir() or (file.exists() and not is_report(file)):
+            raise InputError(f"output {str(file)!r} is not a report, and is not overwritten")
+        write_text(file, text)
+    except OSError as error:
+        raise InputError(f"output {str(file)!r} must be writable: {error.strerror}") from error
     return file
 
 
@@ -104,7 +112,8 @@ def page(runs: Sequence[RunFiles]) -> str:
         element("style", Markup(style)),
     )
     whole = element("html", head, element("body", element("main", body)), lang="en")
-    return f"<!doctype html>\n{whole}\n"
+    # Names of files that are not UTF-8 have surrogates, which no file of text can hold.
+    return SURROGATES.sub("\N{REPLACEMENT CHARACTER}", f"<!doctype html>\n{whole}\n")
 
 
 def comparison(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
@@ -117,9 +126,10 @@ def comparison(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
 
 
 def numbered(runs: Sequence[RunFiles]) -> list[str]:
-    """The runs' names, with numbers where they are not enough to tell runs apart."""
+    """The runs' names, with numbers where they are not enough to tell runs apart, cut as beside
+    bars."""
     names = [run.name for run in runs]
-    if len(set(names)) == len(names):
+    if len(set(map(shortened, names))) == len(names):
         return names
     return [f"{number}: {name}" for number, name in enumerate(names, start=1)]
 
@@ -131,7 +141,7 @@ def _pictures(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup | None:
             file = run.picture(when)
             if file is not None:
                 alt = f"{name}: drawn for “{run.settings.get('prompt')}” {when} training"
-                shown.append(sections.picture(file, f"{name}, {when}", alt))
+                shown.append(picture(file, f"{name}, {when}", alt))
     if not shown:
         return None
     return element("section", element("h2", "Samples"), element("div", *shown, class_="pictures"))
@@ -145,7 +155,7 @@ def _figures(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
         ],
         "time": [sections.duration(sum(run.seconds.values())) for run in runs],
     }
-    for branch, words in sections.BRANCHES.items():
+    for branch, words in sections.branch_names(*runs).items():
         rows[f"loss of the last tenth, {words}"] = [_last_loss(run, branch) for run in runs]
     known = dict.fromkeys(name for run in runs for name in run.settings if name != "output")
     for name in known:
@@ -166,8 +176,14 @@ def _last_loss(run: RunFiles, branch: str) -> str:
 
 
 def _peaks(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup | None:
-    peaks = [max(run.peaks.values(), default=0) for run in runs]
-    rows = [(name, size, readable(size)) for name, size in zip(names, peaks, strict=True)]
+    peaks = [
+        (name, max(run.peaks.values()))
+        for name, run in zip(names, runs, strict=True)
+        if run.peaks  # of a run that is at work they are not known yet
+    ]
+    if not peaks:
+        return None
+    rows = [(name, size, readable(size)) for name, size in peaks]
     return sections.chart(
         "Peak memory of tensors", bars(rows, "Peak memory by run", sections.listed(rows))
     )

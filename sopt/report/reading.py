@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config import TrainConfig
 from ..errors import InputError
+from ..files import load_metadata
+from ..run_folder import RunFolder
 from ..settings_file import read_yaml
+from . import checking
 
 RECORD = "record.json"  # versions, machine, seconds of each phase
 
@@ -23,6 +26,7 @@ class RunFiles:
     history: list[dict[str, Any]]
     memory: dict[str, Any]
     record: dict[str, Any]
+    subjects: str | None  # what the run saw of the subject's pictures, if a checkpoint says it
 
     @property
     def name(self) -> str:
@@ -31,6 +35,14 @@ class RunFiles:
     @property
     def steps(self) -> int:
         return int(self.settings.get("steps", len(self.history)))
+
+    @property
+    def schedule(self) -> Any:
+        return self.settings.get("schedule")
+
+    @property
+    def low_res_ratio(self) -> float:
+        return float(self.settings.get("low_res_ratio", TrainConfig.low_res_ratio))
 
     @property
     def finished(self) -> bool:
@@ -67,7 +79,7 @@ class RunFiles:
         return [
             (each["step"], each["loss"])
             for each in self.history
-            if each["branch"] == branch and _is_number(each.get("loss"))
+            if each["branch"] == branch and checking.is_number(each.get("loss"))
         ]
 
     @property
@@ -91,29 +103,33 @@ def read_run(path: str | Path) -> RunFiles:
         raise InputError(f"run: there is no folder {path}")
     if not (path / "config.yaml").exists():
         raise InputError(f"run: the folder {path} holds no run: it has no config.yaml")
-    return RunFiles(
+    run = RunFiles(
         path=path,
         settings=read_yaml(path / "config.yaml"),
         history=_read_history(path / "history.jsonl"),
         memory=_read_json(path / "memory.json"),
         record=_read_json(path / RECORD),
+        subjects=_read_subjects(RunFolder(path).checkpoint),
     )
+    checking.check_settings(path / "config.yaml", run.settings)
+    checking.check_memory(path / "memory.json", run.memory)
+    checking.check(path / RECORD, run.record, checking.RECORD)
+    return run
 
 
 def _read_history(file: Path) -> list[dict[str, Any]]:
     """The whole lines; a run that is at work, or was killed, may have left part of a last one."""
-    if not file.exists():
-        return []
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = _read_text(file).split("\n")
     entries = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
             entry = json.loads(line)
-            known = {"step", "branch", "timestep", "p_zo", "loss", "seconds"} <= entry.keys()
+            known = {*checking.STEP, "branch"} <= entry.keys()
         except (ValueError, AttributeError) as error:
             raise InputError(f"run: line {number} of {file} is damaged") from error
         if not known or entry["branch"] not in ("bp", "zo"):
             raise InputError(f"run: line {number} of {file} is not that of a step")
+        checking.check(f"line {number} of {file}", entry, checking.STEP)
         entries.append(entry)
     return entries
 
@@ -121,8 +137,9 @@ def _read_history(file: Path) -> list[dict[str, Any]]:
 def _read_json(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
+    text = _read_text(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(text)
     except ValueError as error:
         raise InputError(f"run: {file} is damaged: {error}") from error
     if not isinstance(content, dict):
@@ -130,8 +147,24 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _read_text(file: Path) -> str:
+    """Nothing if there is no file yet."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise InputError(f"run: cannot read {file}: {error.strerror}") from error
+
+
+def _read_subjects(checkpoint: Path) -> str | None:
+    """The fingerprint of the subject's pictures; the tensors beside it are not read."""
+    if not checkpoint.exists():
+        return None
+    try:
+        return str(json.loads(load_metadata(checkpoint)["content"])["settings"]["images"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"run: {checkpoint} is not a checkpoint of a run") from error
 
 
 def _index(order: tuple[str, ...]) -> Any:

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import re
-import shlex
-import warnings
 from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..budget import Budget, readable
-from ..config import SCHEDULES, TrainConfig
-from ..data import load_pictures
-from ..errors import InputError
-from ..sampling import png_bytes
+from ..config import SCHEDULES
 from ..schedules import make_schedule
 from .charts import Axis, Frame, Point, bars, key
 from .markup import Markup, element, join
+from .pictures import data_uri, photos, pictures
 from .reading import RunFiles
+from .repeating import repeat
 
-BRANCHES = {"bp": "backprop, reduced pictures", "zo": "zeroth-order, full size"}
+BRANCHES = ("bp", "zo")
+CHANGING = ("dtap", "reversed")  # schedules that are others early and late in a run
+ONE_BRANCH = (0, 1)  # those that leave no choice
 MOST_POINTS = 2000  # of a branch in a chart; more would be a file of megabytes and a solid area
 MOST_OF_A_LINE = 200
-LARGEST_SIDE = 768  # pixels of a picture in the page
-LOSSLESS_SIDE = 256  # up to it a sample is embedded as PNG
-MOST_PHOTOS = 6
-PHOTO_SIDE = 128
 SURFACE = (120, 80)  # columns and rows of the schedule's picture
 TINT = (250, 206, 150)  # of a chance of 1
 
@@ -54,6 +44,14 @@ def about(run: RunFiles) -> Markup:
     )
 
 
+def branch_names(*runs: RunFiles) -> dict[str, str]:
+    """What the branches are called: by the pictures of their steps, where all runs agree on it."""
+    reduced = {run.low_res_ratio < 1 for run in runs if run.losses("bp")}
+    sizes = {True: ", reduced pictures", False: ", full size"}
+    size = sizes[reduced.pop()] if len(reduced) == 1 else ""
+    return {"bp": f"backprop{size}", "zo": "zeroth-order, full size"}
+
+
 def key_figures(run: RunFiles) -> Markup:
     counts = {b: sum(each["branch"] == b for each in run.history) for b in BRANCHES}
     figures = [
@@ -69,65 +67,6 @@ def key_figures(run: RunFiles) -> Markup:
     return element("dl", *items, class_="figures")
 
 
-def photos(run: RunFiles) -> Markup | None:
-    """The first of the pictures that the run learned from, if they are still there."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the run itself has given them
-            found = load_pictures(run.settings.get("images", ()), run.settings.get("prompt"))
-    except InputError:  # moved since, or given as objects
-        return None
-    own = [each for each in found if not each.regularization]
-    shown = []
-    for each in own[:MOST_PHOTOS]:
-        image = each.image
-        image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
-        shown.append(element("figure", _img(image, f"The subject: {each.name}")))
-    if not shown:
-        return None
-    rest = f"The first {len(shown)} of {len(own)}." if len(own) > len(shown) else None
-    return element(
-        "section",
-        element("h2", "Pictures of the subject"),
-        element("div", *shown, class_="pictures photos"),
-        element("p", rest, class_="quiet") if rest else None,
-    )
-
-
-def pictures(run: RunFiles) -> Markup | None:
-    """The samples, or a sentence on why there are none."""
-    prompt, seed = run.settings.get("prompt"), run.settings.get("seed")
-    found = [(name, run.picture(name)) for name in ("before", "after")]
-    shown = [
-        picture(file, f"{name} training", f"Drawn for “{prompt}”, seed {seed}, {name} training")
-        for name, file in found
-        if file is not None
-    ]
-    if not shown:
-        why = "samples=false" if run.settings.get("samples") is False else "none was drawn"
-        return element("p", f"No sample pictures: {why}.", class_="quiet")
-    return element("section", element("h2", "Samples"), element("div", *shown, class_="pictures"))
-
-
-def picture(file: Path, caption: str, alt: str) -> Markup:
-    """A picture inside the page."""
-    (loaded,) = load_pictures(str(file), caption)
-    image = loaded.image
-    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    return element("figure", _img(image, alt), element("figcaption", caption))
-
-
-def _img(image: Image.Image, alt: str) -> Markup:
-    return element(
-        "img",
-        src=data_uri(image),
-        alt=alt,
-        width=image.width,
-        height=image.height,
-        class_="small" if max(image.size) <= LOSSLESS_SIDE else None,
-    )
-
-
 def losses(run: RunFiles) -> Markup | None:
     """Loss over steps, a mark a step and the running mean of each branch."""
     by_branch = {b: [(s, x) for s, x in run.losses(b) if x > 0] for b in BRANCHES}
@@ -137,6 +76,7 @@ def losses(run: RunFiles) -> Markup | None:
     x = Axis("step", 0, max(run.steps, len(run.history)))
     y = Axis("loss", min(values) * 0.9, max(values) * 1.1, log=True)
     frame = Frame(x, y)
+    names = branch_names(run)
     marks, words, keys = [], [], []
     for branch, points in by_branch.items():
         if points:
@@ -144,29 +84,28 @@ def losses(run: RunFiles) -> Markup | None:
             marks += [frame.dots(thinned(points, MOST_POINTS), branch)]
             marks += [frame.line(thinned(smooth, MOST_OF_A_LINE), branch)]
             words.append(
-                f"{len(points)} steps of {BRANCHES[branch]}: mean of the first tenth "
+                f"{len(points)} steps of {names[branch]}: mean of the first tenth "
                 f"{mean_of_tenth(points, 0):.4g}, of the last {mean_of_tenth(points, -1):.4g}"
             )
-            keys.append(key(branch, BRANCHES[branch]))
+            keys.append(key(branch, names[branch]))
     drawn = frame.drawing("Loss by branch", "; ".join(words), *marks)
-    note = (
-        ". Lines: running means. A step's loss depends on its timestep, and the schedule gives the "
-        "branches others as the run goes on."
-    )
-    return chart("Loss", drawn, keys, "; ".join(words) + note)
+    note = ". Lines: running means. A step's loss depends on its timestep"
+    if run.schedule in CHANGING:
+        note += ", and the schedule gives the branches others as the run goes on"
+    return chart("Loss", drawn, keys, "; ".join(words) + f"{note}.")
 
 
 def choices(run: RunFiles) -> Markup | None:
     """Which branch each step took, by step and timestep, over the schedule's probability."""
-    if not run.history:
+    if not run.history or run.schedule in ONE_BRANCH:
         return None
     steps, timesteps = max(run.steps, len(run.history)), run.num_train_timesteps
     frame = Frame(Axis("step", 0, steps), Axis("timestep", 0, timesteps))
-    schedule = run.settings.get("schedule")
+    schedule = run.schedule
     known = schedule in SCHEDULES or isinstance(schedule, (int, float))
     marks = [frame.picture(surface(schedule, steps, timesteps))] if known else []
     words, keys = [], []
-    for branch, name in BRANCHES.items():
+    for branch, name in branch_names(run).items():
         points: list[Point] = [
             (each["step"], each["timestep"]) for each in run.history if each["branch"] == branch
         ]
@@ -231,31 +170,6 @@ def versions(run: RunFiles) -> Markup | None:
     return element("section", element("h2", "Made with"), table(made)) if made else None
 
 
-def repeat(run: RunFiles) -> Markup:
-    """The command that does the run again, in another folder."""
-    lost = [name for name, value in run.settings.items() if _is_lost(value)]
-    body: list[Markup] = [element("pre", element("code", repeat_command(run.settings)))]
-    if lost:
-        note = f"Given as Python objects, so to be put in by hand: {', '.join(lost)}."
-        body.append(element("p", note, class_="quiet"))
-    return element("section", element("h2", "Do it again"), *body)
-
-
-def repeat_command(settings: dict[str, Any]) -> str:
-    """``sopt train`` with all that differs from the defaults, into a folder beside the first."""
-    defaults = {each.name: each.default for each in fields(TrainConfig)}
-    words = ["sopt", "train"]
-    for name, value in settings.items():
-        if name == "output":
-            value = f"{str(value).rstrip('/')}-again"
-        elif value is None or (name in defaults and value == defaults[name]):
-            continue
-        values = value if isinstance(value, list) else [value]
-        texts = [str(each).lower() if isinstance(each, bool) else str(each) for each in values]
-        words += [f"--{name.replace('_', '-')}", *texts]
-    return " ".join(map(shlex.quote, words))
-
-
 def table(rows: Any) -> Markup:
     return element(
         "table",
@@ -283,15 +197,6 @@ def surface(schedule: Any, steps: int, timesteps: int) -> str:
     return data_uri(Image.fromarray(colours.round().astype(np.uint8)))
 
 
-def data_uri(image: Image.Image) -> str:
-    """A picture inside an address: PNG if it is small, JPEG otherwise."""
-    if max(image.size) <= LOSSLESS_SIDE:
-        return _uri("png", png_bytes(image))
-    file = io.BytesIO()
-    image.convert("RGB").save(file, "JPEG", quality=90)
-    return _uri("jpeg", file.getvalue())
-
-
 def running_mean(points: Sequence[Point]) -> list[Point]:
     """The mean of each point's value and those before it, up to a twentieth of all."""
     window = max(5, len(points) // 20)
@@ -314,7 +219,7 @@ def duration(seconds: float) -> str:
 
     Example:
         >>> duration(0.0123), duration(75), duration(7300)
-        ('12 ms', '1 min 15 s', '2 h 2 min')
+        ('12 ms', '1 min 15 s', '2 h 1 min')
     """
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
@@ -347,12 +252,3 @@ def _words(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _is_lost(value: Any) -> bool:
-    texts = value if isinstance(value, list) else [value]
-    return any(re.search(r"given as an object$|^the callable ", str(text)) for text in texts)
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
