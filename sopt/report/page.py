@@ -21,6 +21,7 @@ GENERATOR = "sopt report"  # how a report of ours is known from other people's f
 # The browser itself sees to it that nothing is fetched and that no script runs.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 SURROGATES = re.compile("[\ud800-\udfff]")
+PATH_ERRORS = (FileExistsError, NotADirectoryError, PermissionError)
 
 
 def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
@@ -54,7 +55,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
         if file.is_dir() or (file.exists() and not is_report(file)):
             raise InputError(f"output {str(file)!r} is not a report, and is not overwritten")
         write_text(file, text)
-    except OSError as error:
+    except PATH_ERRORS as error:  # a disk that fails is no wrong argument
         raise InputError(f"output {str(file)!r} must be writable: {error.strerror}") from error
     return file
 
