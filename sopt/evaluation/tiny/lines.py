@@ -13,14 +13,14 @@ from ...errors import InputError
 from ...files import write_all
 
 # What every line of a run has, and the table and the next call need.
-NAMES = ("method", "subject", "seed", "protocol", "chosen", "scores", "core_seconds")
+REQUIRED = ("method", "subject", "seed", "protocol", "chosen", "scores", "core_seconds")
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """The whole lines; a part of a last one, left by a run that was killed, does not count.
 
     Raises:
-        InputError: Another line is not a JSON object, or lacks a name.
+        InputError: Another line is not a JSON object, or lacks one of ``REQUIRED``.
     """
     if not file.exists():
         return []
@@ -32,7 +32,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
             raise InputError(f"line {number} of {file} is damaged: {error}") from error
         if not isinstance(entry, dict):
             raise InputError(f"line {number} of {file} must be an object, got {entry!r}")
-        for name in NAMES:
+        for name in REQUIRED:
             if name not in entry:
                 raise InputError(f"line {number} of {file} lacks {name}: {str(entry)[:80]}")
         found.append(entry)
