@@ -21,6 +21,7 @@ from torch import Tensor
 from .errors import InputError
 from .files import load_metadata, save_tensors, tensor_bytes, write_all, write_text
 from .models.weights import SafetensorsFile
+from .text_files import parse_object, read_text
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,11 @@ class History:
 
 def read_history(path: Path) -> list[dict[str, Any]]:
     """The entries of a log, in the order of the steps."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = read_text(path, "output: ").splitlines()
+    return [
+        parse_object(line, f"output: line {number} of {path}")
+        for number, line in enumerate(lines, start=1)
+    ]
 
 
 SAMPLED = 64  # about as many values of each large weight tensor go into a fingerprint

@@ -16,6 +16,7 @@ from .config import TrainConfig
 from .data import Picture
 from .errors import InputError
 from .settings_file import read_yaml
+from .text_files import read_object
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class RunFolder:
         """The result of a run that is finished."""
         return Run(
             adapter=self.adapters[0],
-            memory=json.loads(self.memory.read_text(encoding="utf-8")),
+            memory=read_object(self.memory, "output: "),
             history=read_history(self.history),
             output=self.path,
             config=config,

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from .errors import InputError
+from .text_files import read_text
 
 
 def plain(value: Any) -> Any:
@@ -31,11 +32,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file is missing or is not a YAML mapping.
     """
+    text = read_text(path)
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the settings in {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        settings = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
         raise InputError(f"{path} is not a YAML file: {str(error).splitlines()[0]}") from error
     if not isinstance(settings, dict):
         raise InputError(f"{path} must be a mapping of settings, got {type(settings).__name__}")

@@ -58,7 +58,7 @@ def refuse(arguments, capsys):
         (["train", "--step", "10"], "unknown option '--step': did you mean '--steps'?"),
         ([*TRAIN, "--method", "selectve"], "unknown method 'selectve': did you mean 'selective'?"),
         ([*TRAIN, "--low-res-ratio", "3"], "low_res_ratio must be in (0, 1], got '3'"),
-        ([*TRAIN, "--config", "no.yaml"], "cannot read the settings in no.yaml"),
+        ([*TRAIN, "--config", "no.yaml"], "cannot read no.yaml"),
         (["generate", "--steps", "0", "--prompt", "x"], "steps must be a whole number, at least 1"),
         (["generate"], "prompt is missing"),
         (["generate", "--prompt", "x", "--output", "x.jpg"], "output must be a .png file"),

@@ -51,10 +51,10 @@ def test_bad_folders_are_refused_in_a_sentence(tmp_path, run_folder, capsys):
     assert capsys.readouterr().err.count("\n") == 1
     history = (run_folder / "history.jsonl").read_text()
     for name, content, message in [
-        ("history.jsonl", "{\n" + history, "line 1 of .* is damaged"),
+        ("history.jsonl", "{\n" + history, "line 1 of .* is not JSON"),
         ("history.jsonl", history + '{"step": 3}\n', f"line {STEPS + 1} of .* is not that of"),
-        ("memory.json", "[", "memory.json is damaged"),
-        ("record.json", "[]", "must hold an object, got list"),
+        ("memory.json", "[", "memory.json is not JSON"),
+        ("record.json", "[]", "must be a JSON object, got"),
         ("samples/after.png", "x", "after.png is not a"),
     ]:
         file = run_folder / name
@@ -88,8 +88,8 @@ def test_bad_folders_are_refused_in_a_sentence(tmp_path, run_folder, capsys):
         ("record.json", '{"seconds": {"load": "x"}}', "each value is a finite number"),
         ("record.json", '{"num_train_timesteps": null}', "num_train_timesteps in .* at least 1"),
         ("record.json", '{"num_train_timesteps": 0}', "num_train_timesteps in .* at least 1"),
-        ("record.json", "9" * 5000, "record.json is damaged"),
-        ("record.json", b"\xff", "record.json is damaged"),
+        ("record.json", "9" * 5000, "record.json is not JSON"),
+        ("record.json", b"\xff", "record.json is not UTF-8"),
     ],
 )
 def test_values_of_a_wrong_kind_are_refused_in_a_sentence(run_folder, name, content, message):

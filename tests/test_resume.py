@@ -14,6 +14,7 @@ from pipelines import act_at_loss, crash
 
 import sopt
 from sopt.checkpoint import Checkpoint
+from sopt.errors import InputError
 from sopt.files import load_tensors
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -96,6 +97,14 @@ def test_a_finished_run_is_returned_without_doing_anything(settings, unbroken, a
         first.adapter,
     )
     assert times == {path: path.stat().st_mtime_ns for path in first.output.rglob("*")}
+
+
+@pytest.mark.parametrize("name", ["memory.json", "history.jsonl"])
+def test_a_damaged_result_of_a_finished_run_is_named(settings, name):
+    run = sopt.train(**settings)
+    (run.output / name).write_text("{\n")
+    with pytest.raises(InputError, match=rf"^output: .*{name} is not JSON"):
+        sopt.train(**settings)
 
 
 def test_a_result_that_is_missing_is_made_again_without_training(settings, unbroken, at_loss):

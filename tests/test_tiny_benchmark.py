@@ -68,8 +68,8 @@ def test_a_torn_last_line_does_not_count_and_is_cut_off(tmp_path):
     assert read_lines(file) == [first, third]
     whole = json.dumps(first)
     for text, message in {
-        f'{whole}\n{{"a"\n{whole}\n': r"line 2 of .* is damaged",
-        "[1]\n": r"line 1 of .* must be an object",
+        f'{whole}\n{{"a"\n{whole}\n': r"line 2 of .* is not JSON",
+        "[1]\n": r"line 1 of .* must be a JSON object",
         whole.replace('"scores"', '"other"') + "\n": r"line 1 of .* lacks scores",
     }.items():
         file.write_text(text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..text_files import parse_json, read_text
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 COLUMNS = ("text", "prompt", "caption")  # the first that has a text counts
@@ -55,7 +55,7 @@ def read_caption(path: Path) -> str:
     Raises:
         InputError: It cannot be read, is not UTF-8, is empty, or has more than one line.
     """
-    return _checked(_read(path), f"the caption file {path}")
+    return _checked(read_text(path), f"the caption file {path}")
 
 
 def read_rows(folder: Path) -> Rows:
@@ -172,24 +172,15 @@ def _checked(text: Any, where: str) -> str:
     return " ".join(lines[0].split())
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-
-
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     # Not splitlines(): JSON may hold the rarer line separators inside a text.
-    for number, line in enumerate(_read(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            yield number, _json(line, f"{path}, line {number}")
+            yield number, parse_json(line, f"{path}, line {number}")
 
 
 def _csv_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(io.StringIO(_read(path), newline=""))
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
         for row in reader:
             yield reader.line_num, row
@@ -201,17 +192,10 @@ def _read_cc(path: Path) -> Mapping[str, Mapping[str, Any]]:
     """Captions by folder and file; empty if there is no such file, or another of this name."""
     if not path.is_file():
         return {}
-    content = _json(_read(path), str(path))
+    content = parse_json(read_text(path), str(path))
     if not isinstance(content, dict):
         return {}
     return {name: captions for name, captions in content.items() if isinstance(captions, dict)}
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON: {error}") from error
 
 
 _READERS = {"metadata.jsonl": _json_lines, "metadata.csv": _csv_lines, "data.jsonl": _json_lines}

@@ -6,7 +6,6 @@ What takes seconds to import is imported on use: the command line reads signatur
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import TrainConfig
 from ..errors import InputError
 from ..sampling import SEEDS_A_PROMPT, generate, picture_grid, png_bytes
+from ..text_files import read_object
 from .evaluating import CLIP, DINO, PROMPTS_FILE, SAMPLES, group_by_prompt, subject_pictures
 from .prompts import fill
 
@@ -203,7 +203,7 @@ def _subject(
     _claim(folder / "subject.json", asked)
     done = folder / "scores.json"
     if done.exists():
-        return _read_object(done)
+        return read_object(done, "output: ")
     run = train(
         images=str(subject.folder),
         prompt=asked["training_prompt"],
@@ -270,23 +270,13 @@ def _claim(file: Path, settings: dict[str, Any]) -> None:
     if not file.exists():
         write_json(file, settings)
         return
-    before, now = _flat(_read_object(file)), _flat(settings)
+    before, now = _flat(read_object(file, "output: ")), _flat(settings)
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise InputError(
                 f"output {str(file.parent)!r} holds a benchmark with {name}={before.get(name)!r}, "
                 f"this one has {now.get(name)!r}: choose another folder, or the same settings"
             )
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"output: {file} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"output: {file} is damaged: it must hold an object, got {found!r}")
-    return found
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

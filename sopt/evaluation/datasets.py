@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from ..data.picture import is_picture_file
 from ..errors import InputError, nearest
+from ..text_files import read_json, read_text
 from .prompts import fill, parse_dreambooth, parse_lines
 
 PROMPTS_AND_CLASSES = "prompts_and_classes.txt"
@@ -46,7 +46,7 @@ def read_dreambooth(data: Path) -> list[Subject]:
     """
     folder = data if (data / PROMPTS_AND_CLASSES).exists() else data / "dataset"
     file = folder / PROMPTS_AND_CLASSES
-    classes, objects, live = parse_dreambooth(_read(file), str(file))
+    classes, objects, live = parse_dreambooth(read_text(file, "data: "), str(file))
     return [
         Subject(name, folder / name, noun, "a {}", tuple(live if noun in LIVE else objects))
         for name, noun in classes.items()
@@ -63,10 +63,7 @@ def read_customconcept101(data: Path) -> list[Subject]:
         InputError: The list or a prompt file is missing or damaged.
     """
     file = data / "dataset.json"
-    try:
-        records = json.loads(_read(file))
-    except json.JSONDecodeError as error:
-        raise InputError(f"data: {file} is not JSON: {error}") from error
+    records = read_json(file, "data: ")
     if not isinstance(records, list) or not records:
         raise InputError(f"data: {file} must be a list of concepts")
     return [_concept(data, file, record) for record in records]
@@ -84,7 +81,7 @@ def _concept(data: Path, file: Path, record: Any) -> Subject:
     before, placeholder, noun = prompt.partition(PLACEHOLDER)
     if not placeholder or not noun.strip():
         raise InputError(f"data: {file}: {prompt!r} must have {PLACEHOLDER} and then a class")
-    templates = parse_lines(_read(prompts), str(prompts))
+    templates = parse_lines(read_text(prompts, "data: "), str(prompts))
     return Subject(folder.name, folder, noun.strip(), before + "{}", tuple(templates))
 
 
@@ -124,10 +121,3 @@ def read_subjects(
 
 def _has_pictures(folder: Path) -> bool:
     return folder.is_dir() and any(map(is_picture_file, folder.iterdir()))
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"data: cannot read {file}: {error}") from error

@@ -5,12 +5,12 @@ What takes seconds to import is imported on use: the command line reads signatur
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..text_files import read_json
 from .prompts import without_word
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _prompts(images: Any, prompts: Any) -> str | Mapping[str, str]:
             )
         prompts = beside
     if isinstance(prompts, Path) or (isinstance(prompts, str) and prompts.endswith(".json")):
-        prompts = _read_json(Path(prompts))
+        prompts = read_json(Path(prompts), "prompts: ")
     texts = [prompts] if isinstance(prompts, str) else list(_values(prompts))
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise InputError(f"prompts must be texts that are not empty, got {prompts!r}")
@@ -134,10 +134,3 @@ def _prompts(images: Any, prompts: Any) -> str | Mapping[str, str]:
 
 def _values(prompts: Any) -> Any:
     return prompts.values() if isinstance(prompts, Mapping) else [None]
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"prompts: cannot read {file}: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import copy_file, write_json
+from ..text_files import read_object
 from .int8_file import QuantizedFile, load_quantized
 from .kinds import NOUNS, Kind, build_on_meta, check_class, kind_of
 from .model import Model, Source, remove_submodules
@@ -41,15 +41,15 @@ INT8_FILE = "diffusion_pytorch_model.int8.safetensors"
 def open_folder(name: str, folder: Path, tokenizers: bool = True) -> Model:
     """The model ``name`` in a folder with ``model_index.json`` and one folder per component;
     ``tokenizers`` says whether theirs must be there."""
-    index = _read_json(name, folder / "model_index.json")
+    index = _read(name, folder / "model_index.json")
     kind = kind_of(name, index.get("_class_name"))
     for component in kind.components:
         found = index.get(component) or [None, None]
         needed = tokenizers or not component.startswith("tokenizer")
         missing = needed and not (folder / component).is_dir()
         check_class(name, kind, component, None if missing else found[1])
-    configs = {c: _read_json(name, folder / c / "config.json") for c in kind.networks}
-    configs["scheduler"] = _read_json(name, folder / "scheduler" / "scheduler_config.json")
+    configs = {c: _read(name, folder / c / "config.json") for c in kind.networks}
+    configs["scheduler"] = _read(name, folder / "scheduler" / "scheduler_config.json")
     return Model(
         name=name,
         kind=kind,
@@ -69,7 +69,7 @@ def open_hub(name: str) -> Model:
     try:
         folder = Path(snapshot_download(name, allow_patterns=wanted))
         for component in kind_of(
-            name, _read_json(name, folder / "model_index.json").get("_class_name")
+            name, _read(name, folder / "model_index.json").get("_class_name")
         ).networks:
             for pattern in _FILES:  # the first that is there: no more is downloaded than is read
                 file = f"{component}/{pattern.format(_stem(component))}"
@@ -184,26 +184,14 @@ def _stem(component: str) -> str:
 
 
 def _shards(name: str, index: Path) -> list[Path]:
-    mapping = _read_json(name, index).get("weight_map")
+    mapping = _read(name, index).get("weight_map")
     if not isinstance(mapping, dict) or not mapping:
         raise InputError(f"model {name!r}: {index} names no shards")
     return [index.parent / shard for shard in sorted(set(mapping.values()))]
 
 
-def _read_json(name: str, path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"model {name!r} is not a diffusers pipeline: cannot read {path}: {error.strerror}"
-        ) from error
-    except ValueError as error:
-        raise InputError(
-            f"model {name!r}: {path} is not a JSON file: {first_line(error)}"
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"model {name!r}: {path} must be a JSON object")
-    return content
+def _read(name: str, file: Path) -> dict[str, Any]:
+    return read_object(file, f"model {name!r} is not a diffusers pipeline: ")
 
 
 def first_line(error: Exception) -> str:

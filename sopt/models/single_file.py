@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTokenizer
 
 from ..errors import InputError
 from ..quantization import quantize
+from ..settings_file import read_yaml
 from .folder import CONFIGS, first_line, open_folder
 from .kinds import NOUNS
 from .loaded import check_finite
@@ -125,6 +125,6 @@ def _family(name: str, path: Path, names: set[str]) -> str:
             f"model {name!r} is a checkpoint of SD2.1, which does not say what its UNet predicts: "
             f"put the .yaml that was published with it beside it, as {settings.name}"
         )
-    content = yaml.safe_load(settings.read_text(encoding="utf-8"))
-    parameterization = content.get("model", {}).get("params", {}).get("parameterization", "eps")
+    params = read_yaml(settings).get("model", {}).get("params", {})
+    parameterization = params.get("parameterization", "eps")
     return "sd21" if parameterization == "v" else "sd21-base"

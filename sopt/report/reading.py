@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..files import load_metadata
 from ..run_folder import RunFolder
 from ..settings_file import read_yaml
+from ..text_files import parse_object, read_object, read_text
 from . import checking
 
 RECORD = "record.json"  # versions, machine, seconds of each phase
@@ -119,15 +120,13 @@ def read_run(path: str | Path) -> RunFiles:
 
 def _read_history(file: Path) -> list[dict[str, Any]]:
     """The whole lines; a run that is at work, or was killed, may have left part of a last one."""
-    lines = _read_text(file).split("\n")
+    if not file.exists():
+        return []
+    lines = read_text(file, "run: ").split("\n")
     entries = []
     for number, line in enumerate(lines[:-1], start=1):
-        try:
-            entry = json.loads(line)
-            known = {*checking.STEP, "branch"} <= entry.keys()
-        except (ValueError, AttributeError) as error:
-            raise InputError(f"run: line {number} of {file} is damaged") from error
-        if not known or entry["branch"] not in ("bp", "zo"):
+        entry = parse_object(line, f"run: line {number} of {file}")
+        if not {*checking.STEP, "branch"} <= entry.keys() or entry["branch"] not in ("bp", "zo"):
             raise InputError(f"run: line {number} of {file} is not that of a step")
         checking.check(f"line {number} of {file}", entry, checking.STEP)
         entries.append(entry)
@@ -135,26 +134,7 @@ def _read_history(file: Path) -> list[dict[str, Any]]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    text = _read_text(file)
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"run: {file} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"run: {file} must hold an object, got {type(content).__name__}")
-    return content
-
-
-def _read_text(file: Path) -> str:
-    """Nothing if there is no file yet."""
-    try:
-        return file.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise InputError(f"run: cannot read {file}: {error.strerror}") from error
+    return read_object(file, "run: ") if file.exists() else {}
 
 
 def _read_subjects(checkpoint: Path) -> str | None:

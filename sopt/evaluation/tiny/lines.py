@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...files import write_all
+from ...text_files import parse_object
 
 # What every line of a run has, and the table and the next call need.
 REQUIRED = ("method", "subject", "seed", "protocol", "chosen", "scores", "core_seconds")
@@ -26,12 +27,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         return []
     found = []
     for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"line {number} of {file} is damaged: {error}") from error
-        if not isinstance(entry, dict):
-            raise InputError(f"line {number} of {file} must be an object, got {entry!r}")
+        entry = parse_object(line, f"line {number} of {file}")
         for name in REQUIRED:
             if name not in entry:
                 raise InputError(f"line {number} of {file} lacks {name}: {str(entry)[:80]}")
