@@ -143,7 +143,7 @@ def plan(options: dict[str, Any]) -> None:
     """Show what runs would take in memory, and which fit a budget; needs none of it."""
     figures_file = json_file(options)
 
-    from .planning import cuts_text, table
+    from .planning import advice_of_plan, cuts_text, table
     from .planning import plan as predict
 
     rows = predict(**options)
@@ -151,6 +151,8 @@ def plan(options: dict[str, Any]) -> None:
     print("Peak memory of tensors, in MiB. The process takes at most 15 % and 120 MiB more than")
     print("that, on top of Python and its libraries.")
     print(table(rows))
+    if not rows[0].fits:  # those that fit come first
+        print(f"None fits; {advice_of_plan(rows, options['memory_budget'])}".rstrip("; "))
     cuts = cuts_text(options.get("model", "tiny"))
     print(f"Cuts for hollow, with the share of the UNet that each leaves out: {cuts}")
 

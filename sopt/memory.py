@@ -15,7 +15,7 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -47,8 +47,8 @@ class LiveStorage(TorchDispatchMode):
     """Counts the bytes of CPU tensor storage that are alive, and their peak, while entered.
 
     What is alive at the start counts too, unless ``found`` is False: finding it takes some tenths
-    of a second. Every operation takes some tens of microseconds more. More than ``limit`` bytes
-    raise :class:`OverBudget`.
+    of a second. What is in ``others`` never does. Every operation takes some tens of microseconds
+    more. More than ``limit`` bytes raise :class:`OverBudget`.
 
     Example:
         >>> with LiveStorage() as live:
@@ -59,12 +59,15 @@ class LiveStorage(TorchDispatchMode):
         8000
     """
 
-    def __init__(self, found: bool = True, limit: int | None = None) -> None:
+    def __init__(
+        self, found: bool = True, limit: int | None = None, others: _Storages | None = None
+    ) -> None:
         super().__init__()
         self.bytes = 0
         self.peak = 0
         self._found = found
         self._limit = limit
+        self._others = _Storages() if others is None else others
         self._alive: dict[int, tuple[weakref.ref, int]] = {}
 
     def __enter__(self) -> LiveStorage:
@@ -73,12 +76,8 @@ class LiveStorage(TorchDispatchMode):
         return super().__enter__()
 
     def _count_living(self) -> None:
-        gc.collect()
-        for found in gc.get_objects():
-            # By type: isinstance would run the code of proxy objects.
-            # What torch.compile keeps of its traces has a size, and no storage behind it.
-            if issubclass(type(found), Tensor) and not issubclass(type(found), FakeTensor):
-                self._count(found)
+        for tensor in _living():
+            self._count(tensor)
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
@@ -94,10 +93,11 @@ class LiveStorage(TorchDispatchMode):
         return result
 
     def _count(self, tensor: Tensor) -> None:
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        if (storage := _storage_of(tensor)) is None:
             return
-        storage = tensor.untyped_storage()
         key, size = id(storage), storage.nbytes()  # torch keeps one object per living storage
+        if key in self._others:
+            return
         if key in self._alive:
             counted = self._alive[key][1]
             if size == counted:
@@ -114,6 +114,26 @@ class LiveStorage(TorchDispatchMode):
             self.bytes -= self._alive.pop(key)[1]
 
 
+def _storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
+    """Where a tensor's elements are in the CPU's memory, if they are there in one piece."""
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        return None
+    return tensor.untyped_storage()
+
+
+_Storages = weakref.WeakValueDictionary[int, torch.UntypedStorage]  # by id, while they live
+
+
+def _living() -> Iterator[Tensor]:
+    """All tensors of the process."""
+    gc.collect()
+    for found in gc.get_objects():
+        # By type: isinstance would run the code of proxy objects.
+        # What torch.compile keeps of its traces has a size, and no storage behind it.
+        if issubclass(type(found), Tensor) and not issubclass(type(found), FakeTensor):
+            yield found
+
+
 class MemoryRecorder:
     """Peak bytes of each phase of a run on one device; a context manager.
 
@@ -122,16 +142,22 @@ class MemoryRecorder:
     """
 
     def __init__(
-        self, device: torch.device, budget: Budget | None = None, found: bool = True
+        self,
+        device: torch.device,
+        budget: Budget | None = None,
+        found: bool = True,
+        own: Iterable[Tensor] | None = None,
     ) -> None:
         """
         Args:
             budget: What a measured phase may take; more of it stops the run.
             found: Whether tensors count that exist already.
+            own: Those of them that do, where the others are of somebody else; on the CPU.
         """
         self.device = device
         self._budget = budget
         self._found = found
+        self._others = None if own is None else _storages_but(own)
         self.seconds: dict[str, float] = {}
         self.peaks: dict[str, int] = {}
         self.process: dict[str, int] = {}
@@ -206,7 +232,7 @@ class MemoryRecorder:
     def _count_from_here(self) -> None:
         if self._live is None:
             limit = self._budget.bytes if self._budget and not self._budget.of_process else None
-            live = LiveStorage(self._found, limit)
+            live = LiveStorage(self._found, limit, self._others)
             live.__enter__()  # raises where too much is alive already
             self._live = live
         self._live.peak = self._live.bytes
@@ -219,6 +245,16 @@ class MemoryRecorder:
     @staticmethod
     def _raise_to(figures: dict[str, int], name: str, value: int) -> None:
         figures[name] = max(value, figures.get(name, 0))
+
+
+def _storages_but(own: Iterable[Tensor]) -> _Storages:
+    """All of the process but those of ``own``."""
+    counted = {id(_storage_of(tensor)) for tensor in own}
+    others = _Storages()
+    for storage in map(_storage_of, _living()):
+        if storage is not None and id(storage) not in counted:
+            others[id(storage)] = storage
+    return others
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from .hollow.cuts import cut_of, list_cuts
 from .hollow.precompute import MOST
 from .memory import MemoryRecorder, anonymous_resident_bytes
 from .models import Model, inject_lora, open_model
-from .models.storage import float_dtype
+from .models.storage import INT8, float_dtype
 from .resolution import resolve
 from .simulation import simulated, simulated_tensors
 from .streaming import list_units, open_network
@@ -134,43 +136,58 @@ def choose(
     best = min(rows, key=lambda row: row.peak_bytes)
     phase = max(best.phases, key=lambda name: best.phases[name])
     least = budget.least(best.peak_bytes, anonymous_resident_bytes())
-    hint = ""
-    for changes in _SMALLER:
-        smaller = _allowed(config, changes)
-        if smaller is None:
-            continue
-        (other,) = _predict(model, variants(smaller)[-1:], budget, pictures)
-        if other.fits:
-            name, value = next(iter(changes.items()))
-            hint = f"; {name}={value} would fit"
-            break
+    hint = advice(config, model, pictures, budget)
     raise InputError(
         f"memory_budget={config.memory_budget!r} is too small for these settings: the smallest "
-        f"that would do is {least}, for the phase {phase}{hint}"
+        f"that would do is {least}, for the phase {phase}{hint and '; '}{hint}"
     )
 
 
-def _allowed(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig | None:
-    """The settings with changes; None where these do not go with them, or are there already."""
-    if getattr(config, name := next(iter(changes))) in (None, changes[name]):
-        return None
-    try:
-        return TrainConfig.create(**vars(config) | changes)
-    except InputError:
-        return None
+def advice(config: TrainConfig, model: Model, pictures: Sequence[Picture], budget: Budget) -> str:
+    """Which other settings would make a run fit: one, or else several, or how far they go.
+
+    Returns:
+        Such as "weights=int8 would fit"; nothing where all that takes less is set already.
+    """
+    text, row = "", None
+    for changes in _smaller(config):
+        try:
+            other = TrainConfig.create(**vars(config) | changes)
+        except InputError:  # they do not go with the others
+            continue
+        (row,) = _predict(model, variants(other)[-1:], budget, pictures)
+        implied = _STREAMED if "offload" in changes else ()
+        text = " and ".join(f"{k}={v}" for k, v in changes.items() if k not in implied)
+        if row.fits:
+            return f"{text} would fit"
+    if row is None:
+        return ""
+    return f"{text} would do with {budget.least(row.peak_bytes, anonymous_resident_bytes())}"
+
+
+def _smaller(config: TrainConfig) -> Iterator[dict[str, Any]]:
+    """Changes to the settings that take less memory: each alone, then more and more together."""
+    found = [c for c in _SMALLER if getattr(config, name := next(iter(c))) not in (None, c[name])]
+    if config.weights == INT8:
+        found = [changes for changes in found if "weights" not in changes]
+    yield from found
+    for count in range(2, len(found) + 1):
+        yield reduce(operator.or_, found[:count])
 
 
 _FASTEST_FIRST = ("backprop-low", "backprop-high", "selective", "zeroth-order")
 # A shorthand for a token, and backprop-high with a setting more.
 assert {*_FASTEST_FIRST, "textual-inversion", "hollowed"} == set(METHODS)
 
-# What takes less memory: the setting that is named, and what goes with it.
+_STREAMED = ("checkpointing", "vae_tiles")  # true with offload=stream, if not given
+# What takes less memory, what changes the run least first.
 _SMALLER: tuple[dict[str, Any], ...] = (
     {"weights": "bfloat16"},
     {"checkpointing": True},
     {"low_res_ratio": 0.5},
     {"perturbation_batch": 1},
-    {"offload": "stream", "checkpointing": True, "vae_tiles": True},
+    {"offload": "stream", **dict.fromkeys(_STREAMED, True)},
+    {"weights": INT8},
 )
 
 
@@ -315,6 +332,13 @@ class _Simulation:
             for _ in stages.decode(latents):
                 pass
         del adapter, loaded
+
+
+def advice_of_plan(rows: Sequence[Prediction], memory_budget: Any) -> str:
+    """:func:`advice` for the smallest of predictions of which none fits the budget."""
+    config = min(rows, key=lambda row: row.peak_bytes).config
+    model, budget = open_model(config.model), Budget.parse(memory_budget)
+    return advice(config, model, _blanks(config), budget)
 
 
 def _blanks(config: TrainConfig) -> list[Picture]:

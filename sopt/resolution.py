@@ -21,7 +21,8 @@ def resolve(config: TrainConfig, model: Model) -> TrainConfig:
     """The settings with device, weights and resolution filled in and checked against the model.
 
     Raises:
-        InputError: The machine has no such device or dtype, or a side does not go with the model.
+        InputError: The machine has no such device or dtype, or a side or the rank does not go with
+            the model.
     """
     factor, smallest = model.vae_factor, model.smallest_resolution
     resolution = model.native_resolution if config.resolution is None else config.resolution
@@ -42,6 +43,12 @@ def resolve(config: TrainConfig, model: Model) -> TrainConfig:
         )
     last = model.num_train_timesteps - 1 if config.max_timestep is None else config.max_timestep
     check_timesteps(config.min_timestep, last, model.num_train_timesteps)
+    widest = max(model.configs["unet"]["block_out_channels"])
+    if config.train == "lora" and config.rank > widest:
+        raise InputError(
+            f"rank must be at most {widest}, the width of the model's widest layers, above which a "
+            f"LoRA cannot express more, got {config.rank}"
+        )
     if config.subspace and config.schedule != 0.0:
         check_tau(config.tau, {e: model.configs[e]["hidden_size"] for e in model.kind.tokenizers})
     tiles = config.vae_tiles

@@ -29,7 +29,7 @@ from .data import Picture, describe_pictures, load_pictures
 from .errors import InputError
 from .files import check_writable, write_bytes, write_json, write_text
 from .memory import MemoryRecorder, anonymous_resident_bytes, map_large_blocks
-from .models import Model, open_model
+from .models import Model, held_tensors, open_model
 from .processes import Processes, check_processes, take_gpu
 from .report import record_run
 from .resolution import resolve
@@ -137,7 +137,8 @@ def _run(
     budget = None if config.memory_budget is None else Budget.parse(config.memory_budget)
     if config.lean:
         map_large_blocks()
-    with MemoryRecorder(torch.device(str(config.device)), budget) as memory:
+    own = held_tensors(config.model)
+    with MemoryRecorder(torch.device(str(config.device)), budget, own=own) as memory:
         adapter = _optimize(config, model, pictures, folder, identity, memory, processes)
         if not processes.writes:
             return

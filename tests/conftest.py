@@ -95,22 +95,6 @@ def settings(micro_folder, pictures, tmp_path):
 
 
 @pytest.fixture
-def own_memory(monkeypatch):
-    """Memory is measured without the tensors alive already, such as other tests' caches."""
-    from sopt.memory import LiveStorage
-
-    with LiveStorage() as live:  # held until the test ends: nothing else gets their addresses
-        earlier = {key: storage() for key, (storage, _) in live._alive.items()}
-    count = LiveStorage._count
-
-    def count_own(self, tensor):
-        if tensor.layout != torch.strided or id(tensor.untyped_storage()) not in earlier:
-            count(self, tensor)
-
-    monkeypatch.setattr(LiveStorage, "_count", count_own)
-
-
-@pytest.fixture
 def quick(monkeypatch):
     """Runs without sample pictures and memory figures, which take most of a micro run's time."""
     from pipelines import SkipMemory, draw_blank

@@ -103,6 +103,7 @@ def test_a_model_that_will_not_do(settings, micro_folder, tmp_path, fault, messa
             r"=0.7 makes pictures of 22 pixels.* 0.625 \(side 20\) or 0.75 \(side 24\)",
         ),
         ({"low_res_ratio": 0.1}, r"at least 8: 0.25 \(side 8\) would fit"),
+        ({"rank": 100_000}, "rank must be at most 16, the width of the model's widest layers"),
         ({"device": "tpu"}, "device must be one of cpu.* got 'tpu'"),
         ({"device": "cuda:99"}, "device must be one of cpu"),
         (

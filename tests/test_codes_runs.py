@@ -77,7 +77,6 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(settings, monkeypatc
     assert results(run) == results(still)
 
 
-@pytest.mark.usefixtures("own_memory")
 def test_pictures_plan_report_and_the_next_run(settings, micro_folder, pictures):
     run = sopt.train(**settings)
     report = (run.output / "report.html").read_text()

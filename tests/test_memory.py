@@ -190,6 +190,25 @@ def test_zeroth_order_needs_less_than_backprop_at_the_same_resolution(settings, 
     assert run.memory["save"] < unet
 
 
+def test_tensors_of_others_are_not_of_the_run(settings):
+    settings |= {"samples": False, "memory_budget": "60MiB"}
+    alone = sopt.train(**settings)
+    others = torch.zeros(64 << 20, dtype=torch.uint8)
+    beside = sopt.train(**settings | {"output": settings["output"] + "2"})
+    assert max(alone.memory["train-zo"], alone.memory["train-bp"]) < others.nbytes
+    for phase in ("load", "cache", "train-zo", "train-bp"):
+        assert beside.memory[phase] == alone.memory[phase]
+
+
+def test_weights_of_a_given_pipeline_are_of_the_run(settings):
+    from pipelines import micro_pipeline
+
+    pipeline = micro_pipeline()
+    held = sum(x.nbytes for x in (*pipeline.unet.parameters(), *pipeline.vae.parameters()))
+    run = sopt.train(**settings | {"model": pipeline, "samples": False})
+    assert min(run.memory["train-zo"], run.memory["save"]) > held
+
+
 def open_unet(settings):
     from sopt.models import open_model
 

@@ -42,7 +42,6 @@ def test_what_is_no_budget_is_refused(text):
         Budget.parse(text)
 
 
-@pytest.mark.usefixtures("own_memory")
 @pytest.mark.parametrize("schedule, checkpointing", [(0.5, True), (0.0, False)])
 def test_the_peaks_of_a_run_are_those_of_its_plan(settings, small, schedule, checkpointing):
     chosen = {"schedule": schedule, "checkpointing": checkpointing, "steps": 8, "average": 0.5}
@@ -73,7 +72,8 @@ def told(monkeypatch):
     def phases(simulation, config):
         size = 1000 if config.checkpointing else 3000
         size += 500 * (config.schedule != 1.0)
-        return {"load": 100, "train": size // (2 if config.weights == "bfloat16" else 1)}
+        size //= {"float32": 1, "bfloat16": 2, "int8": 4}[config.weights]
+        return {"load": 100, "train": size // (2 if config.offload == "stream" else 1)}
 
     monkeypatch.setattr("sopt.planning._Simulation.phases", phases)
 
@@ -93,7 +93,6 @@ def test_rows_that_fit_come_first_and_the_fastest_of_them(small, told):
     assert {row.method for row in sopt.plan(schedule="tap", **free)} == {"selective"}
 
 
-@pytest.mark.usefixtures("own_memory")
 def test_a_budget_decides_about_checkpointing(settings, small):
     small |= {"low_res_ratio": 1.0, "method": "selective", "samples": False}
     rows = sopt.plan(**small)
@@ -127,7 +126,10 @@ def test_a_budget_that_nothing_fits_says_what_would(settings, told):
     "chosen, hint",
     [
         ({"checkpointing": False, "memory_budget": "1600"}, "checkpointing=True would fit"),
-        ({"memory_budget": "900"}, "weights=bfloat16 would fit"),
+        ({"memory_budget": "900"}, "weights=bfloat16 would fit$"),
+        ({"memory_budget": "500"}, "weights=int8 would fit$"),
+        ({"memory_budget": "300"}, "weights=int8 and offload=stream would fit$"),
+        ({"memory_budget": "100"}, "weights=int8 and offload=stream would do with 1MiB$"),
     ],
 )
 def test_the_setting_that_would_fit_is_named(settings, told, chosen, hint):

@@ -209,7 +209,6 @@ def test_a_loss_that_is_not_finite_leaves_the_token_alone(settings, monkeypatch)
     assert torch.equal(row, next(iter(load_tensors(again.adapter)[0].values())))
 
 
-@pytest.mark.usefixtures("own_memory")
 @pytest.mark.parametrize("method", ["backprop-high", "zeroth-order"])
 def test_plans_know_tokens(settings, method):
     settings |= {"method": method, "steps": 2, "perturbation_batch": 3, "samples": False}

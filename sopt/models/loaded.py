@@ -47,6 +47,12 @@ def open_pipeline(pipeline: Any) -> Model:
     )
 
 
+def held_tensors(model: Any) -> list[Tensor]:
+    """What a loaded pipeline keeps in memory; of a model's name nothing."""
+    networks = [x for x in getattr(model, "components", {}).values() if isinstance(x, nn.Module)]
+    return [tensor for x in networks for tensor in (*x.parameters(), *x.buffers())]
+
+
 @dataclass(frozen=True)
 class LoadedWeights:
     """The components of a pipeline."""
