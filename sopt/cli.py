@@ -20,6 +20,7 @@ from typing import Any
 from . import launch
 from .commands import evaluation, reports
 from .commands.figures import check_folder, json_file, write_json
+from .commands.flags import dashed, flag
 from .commands.log import printed_log
 from .config import TrainConfig, settings
 from .errors import InputError, nearest
@@ -178,8 +179,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    # Names are those of the Python settings; a user of command lines writes dashes.
-    arguments = [_underscored(each) if each.startswith("--") else each for each in arguments]
+    # Names are those of the Python settings, which underscores may be copied from.
+    arguments = list(map(dashed, arguments))
     parser = _Parser(
         prog="sopt",
         allow_abbrev=False,
@@ -228,9 +229,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return namespace
 
 
-def _underscored(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+# What has defaults of its own.
+_MODES: dict[str, dict[str, Any]] = {
+    "textual-inversion": {"method": "textual-inversion", "token": "<dog>", "initializer": "dog"},
+    "train=codes": {"train": "codes", "method": "zeroth-order"},
+    "train=scales": {"train": "scales", "method": "zeroth-order"},
+}
 
 
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -243,14 +247,21 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
+    given = {"images": "-", "prompt": "-", "output": "-"}
+    implied = {mode: vars(TrainConfig.create(**given | own)) for mode, own in _MODES.items()}
     for setting in settings():
         if setting.name in without:
             continue
         text = setting.metadata["help"]
         if setting.default not in (MISSING, None):
-            text += f" (default: {setting.default})"
+            own = [
+                f"{mode} {values[setting.name]}"
+                for mode, values in implied.items()
+                if values[setting.name] != setting.default
+            ]
+            text += f" (default: {setting.default}{'; with ' * bool(own)}{', '.join(own)})"
         parser.add_argument(
-            f"--{setting.name}",
+            flag(setting.name),
             metavar=setting.name.upper(),
             # TrainConfig turns text into numbers where it expects them, and says so if it cannot;
             # whole numbers alone it takes as they are.
@@ -275,7 +286,7 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
             text += f" (default: {parameter.default})"
         types: dict[str, Any] = {"int": int, "float": float, "bool": _boolean}
         parser.add_argument(
-            f"--{name}",
+            flag(name),
             metavar=name.upper(),
             type=types.get(str(parameter.annotation).removesuffix(" | None"), str),
             help=text,

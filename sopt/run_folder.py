@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Run:
     # their difference, beside which is a folder with the whole int8 model.
     adapter: Path
     memory: dict[str, Any]
-    history: list[dict[str, Any]]
+    history: list[dict[str, Any]] = field(repr=False)  # thousands of steps
     output: Path
     config: TrainConfig
 

@@ -15,6 +15,7 @@ from PIL import Image
 from pipelines import PROMPT, save_pictures
 
 from sopt import cli
+from sopt.commands.flags import flag
 from sopt.config import TrainConfig
 from sopt.sampling import generate
 
@@ -51,7 +52,7 @@ def refuse(arguments, capsys):
         (["trian"], "unknown command 'trian': did you mean 'train'?"),
         (["--verison"], "unknown option '--verison': did you mean '--version'?"),
         (["train", "--ranks", "3"], "unknown option '--ranks': did you mean '--rank'?"),
-        (["train", "--rank-s=3"], "unknown option '--rank_s': did you mean '--rank'?"),
+        (["train", "--rank-s=3"], "unknown option '--rank-s': did you mean '--rank'?"),
         (["generate", "--promt", "x"], "unknown option '--promt': did you mean '--prompt'?"),
         (["train", "dog"], "unexpected argument 'dog'"),
         (["train", "--steps", "ten"], "argument --steps: invalid int value: 'ten'"),
@@ -102,7 +103,7 @@ def test_the_options_are_the_settings_of_the_python_functions(capsys):
         assert end.value.code == 0
         text = capsys.readouterr().out
         for name in names:
-            assert f"--{name} " in text
+            assert f"{flag(name)} " in text
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out.startswith("sopt ")

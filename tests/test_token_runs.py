@@ -1,6 +1,7 @@
 """Whole runs that train a token: both kinds of step, killed and continued, planned, drawn."""
 
 import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -290,6 +291,17 @@ def test_settings_that_will_not_do(settings, message):
 def test_what_the_model_cannot_do_is_refused_before_anything_is_written(settings, changes, message):
     with pytest.raises(InputError, match=message):
         sopt.train(**settings | {"method": "zeroth-order"} | changes)
+    assert not Path(settings["output"]).exists()
+
+
+def test_the_prompt_has_the_word_where_captions_have_it(settings, pictures, tmp_path):
+    folder = tmp_path / "captioned"
+    shutil.copytree(pictures, folder)
+    for picture in sorted(folder.iterdir()):
+        picture.with_suffix(".txt").write_text(settings["prompt"])
+    changes = {"images": str(folder), "prompt": "a dog", "method": "zeroth-order"}
+    with pytest.raises(InputError, match="^prompt must have the token '<x>'"):
+        sopt.train(**settings | changes)
     assert not Path(settings["output"]).exists()
 
 

@@ -11,6 +11,7 @@ from ..evaluation.benchmarking import benchmark as run_benchmark
 from ..evaluation.evaluating import evaluate as score
 from ..evaluation.tiny.benchmark import benchmark_tiny
 from .figures import json_file, write_json
+from .flags import flag
 from .log import printed_log
 
 HELP = {
@@ -108,7 +109,7 @@ def add_benchmark_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help=f"which one: {known}, or tiny")
     for name in ONLY_OF_TINY:
         several = None if name == "tuning" else "+"
-        parser.add_argument(f"--{name}", metavar=name.upper(), nargs=several, help=HELP[name])
+        parser.add_argument(flag(name), metavar=name.upper(), nargs=several, help=HELP[name])
     # The training settings, which the command line adds, have the device.
     _add_options(parser, run_benchmark, several=("subjects",), without=("dataset", "training"))
 
@@ -127,7 +128,7 @@ def _add_options(
             text += f" (default: {parameter.default})"
         types: dict[str, Any] = {"int": int, "float": float}
         parser.add_argument(
-            f"--{name}",
+            flag(name),
             metavar=name.upper(),
             type=types.get(str(parameter.annotation).removesuffix(" | None"), str),
             nargs="+" if name in several else None,

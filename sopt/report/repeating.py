@@ -7,6 +7,7 @@ import shlex
 from dataclasses import fields
 from typing import Any
 
+from ..commands.flags import flag
 from ..config import TrainConfig
 from ..errors import InputError
 from .markup import Markup, element
@@ -60,7 +61,7 @@ def _defaults(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _option(name: str, value: Any) -> list[str]:
-    option = f"--{name.replace('_', '-')}"
+    option = flag(name)
     if isinstance(value, list):  # of files: with ./ before it a name is no option
         files = map(str, value)
         return [option, *(f"./{file}" if file.startswith("-") else file for file in files)]

@@ -78,14 +78,12 @@ class TokenSettings:
         default="spsa",
         metadata=_help(
             "gradient of the zeroth-order steps: spsa (two-sided, 2 n forwards), or with "
-            "train=token rge (one-sided, n + 1 forwards), the default there"
+            "train=token rge (one-sided, n + 1 forwards)"
         ),
     )
     zo_optimizer: str = field(
         default="sgd",
-        metadata=_help(
-            "optimizer of the zeroth-order steps: sgd, or with train=token adam, the default there"
-        ),
+        metadata=_help("optimizer of the zeroth-order steps: sgd, or with train=token adam"),
     )
     zo_adam_eps: float = field(
         default=1e-3, metadata=_help("with zo_optimizer=adam: what its denominator has added")
@@ -93,8 +91,8 @@ class TokenSettings:
     subspace: bool = field(
         default=False,
         metadata=_help(
-            "with train=token, and true there: take directions out of the zeroth-order gradient "
-            "in which the token hardly moved lately"
+            "with train=token: take directions out of the zeroth-order gradient in which the token "
+            "hardly moved lately"
         ),
     )
     tau: int = field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -53,22 +54,24 @@ def learn_word(config: TrainConfig, model: Model) -> dict[str, Word]:
 def check_captions(
     config: TrainConfig, words: Mapping[str, Word], pictures: Iterable[Picture]
 ) -> None:
-    """Raise InputError unless the word is in every caption, whole, before the text encoders' cut;
-    and for pictures for prior preservation, on which a token has no effect."""
+    """Raise InputError unless the word is in every caption and, for the samples, in the prompt,
+    whole, before the text encoders' cut; and for pictures for prior preservation, on which a token
+    has no effect."""
+    texts = {}
     for picture in pictures:
         if picture.regularization:
             raise InputError(
                 f"{picture.name} is for prior preservation, which does not go with train='token'"
             )
-        for word in words.values():
-            ids, _ = word.ids_and_mask(picture.caption, torch.device("cpu"))
-            needed = range(word.first, word.first + config.num_vectors)
-            if not set(needed) <= set(ids.flatten().tolist()):
-                raise InputError(
-                    f"the caption of {picture.name} must have the token {config.token!r} within "
-                    f"the {word.tokenizer.model_max_length} tokens that the model takes, "
-                    f"got {picture.caption!r}"
-                )
+        texts[f"the caption of {picture.name}"] = picture.caption
+    for (name, text), word in product((texts | {"prompt": config.prompt}).items(), words.values()):
+        ids, _ = word.ids_and_mask(text, torch.device("cpu"))
+        needed = range(word.first, word.first + config.num_vectors)
+        if not set(needed) <= set(ids.flatten().tolist()):
+            raise InputError(
+                f"{name} must have the token {config.token!r} within the "
+                f"{word.tokenizer.model_max_length} tokens that the model takes, got {text!r}"
+            )
 
 
 def warn_of_rounding(config: TrainConfig) -> None:
