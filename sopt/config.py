@@ -387,8 +387,8 @@ def _schedule(value: Any) -> Any:
         share = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         raise InputError(
-            f"unknown schedule {value!r}: {nearest(value, SCHEDULES)}; "
-            "a number in [0, 1] or a callable will do too"
+            f"unknown schedule {value!r}, which may be a name, a number in [0, 1] or a callable: "
+            + nearest(value, SCHEDULES)
         ) from None
     if not 0 <= share <= 1:
         raise InputError(f"a schedule that is a number must be in [0, 1], got {value!r}")

@@ -105,7 +105,8 @@ def _hollow(value: Any) -> str | float | None:
         share = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         raise InputError(
-            f"unknown hollow {value!r}: {nearest(value, CUTS)}; a share in (0, 1) will do too"
+            f"unknown hollow {value!r}, which may be a cut or a share in (0, 1): "
+            + nearest(value, CUTS)
         ) from None
     if not 0 < share < 1:
         raise InputError(

@@ -22,7 +22,7 @@ def create(**settings):
         ({"metod": "selective"}, "unknown setting 'metod': did you mean 'method'?"),
         ({"method": "selektive"}, "unknown method 'selektive': did you mean 'selective'?"),
         ({"method": 3}, "unknown method 3: known are selective"),
-        ({"schedule": "dtab"}, "unknown schedule 'dtab': did you mean 'dtap'?"),
+        ({"schedule": "dtab"}, "unknown schedule 'dtab', .*: did you mean 'dtap'?"),
         ({"schedule": 1.5}, r"a schedule that is a number must be in \[0, 1\], got 1.5"),
         ({"schedule": "nan"}, r"must be in \[0, 1\], got 'nan'"),
         ({"schedule": None}, "unknown schedule None"),

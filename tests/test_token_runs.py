@@ -300,7 +300,7 @@ def test_the_prompt_has_the_word_where_captions_have_it(settings, pictures, tmp_
     for picture in sorted(folder.iterdir()):
         picture.with_suffix(".txt").write_text(settings["prompt"])
     changes = {"images": str(folder), "prompt": "a dog", "method": "zeroth-order"}
-    with pytest.raises(InputError, match="^prompt must have the token '<x>'"):
+    with pytest.raises(InputError, match=r"^prompt must have the token '<x>'"):
         sopt.train(**settings | changes)
     assert not Path(settings["output"]).exists()
 

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from .. import checks
 from ..errors import InputError
 from ..evaluation.benchmarking import PUBLISHED, table
 from ..evaluation.benchmarking import benchmark as run_benchmark
@@ -60,6 +61,7 @@ def benchmark(options: dict[str, Any]) -> None:
     """Train on each subject of a dataset, draw its prompts, and score."""
     if options["dataset"] == "tiny":
         return _benchmark_tiny(options)
+    checks.choice("benchmark", options["dataset"], (*PUBLISHED, "tiny"))
     for name in ONLY_OF_TINY:
         if name in options:
             raise InputError(f"{name} goes with the dataset tiny only, got {options['dataset']!r}")
