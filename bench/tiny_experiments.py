@@ -27,12 +27,14 @@ from torch import Tensor
 from bench.generated import RESULTS
 from bench.tiny_steps import Steps
 from sopt import tiny
+from sopt.evaluation.tiny.observations import DTAP
 from sopt.evaluation.tiny.running import BATCH, Protocol, run_line
 from sopt.evaluation.tiny.scores import make_task
 from sopt.files import write_json
 
 STEPS = 400
 ZO_STEPS, ZO_RATES = 200, (0.01, 0.03, 0.1)
+LR = 2.5e-4  # what the search of the benchmark chose
 SHARES = (0, 0.25, 0.5, 0.75)
 TIMESTEPS = {"below 500": (0, 499), "from 500 on": (500, 999), "all": (0, 999)}
 ROUNDS, SAMPLING_STEPS = 5, 15
@@ -94,10 +96,11 @@ def relative_change(unet: Any, names: Iterable[str], adapter: dict[str, Tensor])
 def gain(subject: int, seed: int) -> list[dict[str, Any]]:
     """Losses before and after the zeroth-order steps, by their rate, at each share."""
     rows, done = [], 0
-    steps = Steps(make_task(subject), seed, "backprop-low", steps=STEPS)
+    # Of the selective method, which has the latents of both kinds of step.
+    steps = Steps(make_task(subject), seed, DTAP, steps=STEPS, lr=LR)
     for share in SHARES:
         first = round(share * STEPS)
-        steps.run(range(done + 1, first + 1))
+        steps.run(range(done + 1, first + 1), always=False)
         done, kept = first, steps.copy()
         row: dict[str, Any] = {"share": share, "before": steps.loss(), "after": {}}
         for rate in ZO_RATES:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from statistics import mean
 from typing import Any
 
 from sopt.evaluation.tiny.intervals import interval
+from sopt.evaluation.tiny.scores import overall
 
 from .generated import RESULTS, rewrite
 
@@ -43,19 +45,36 @@ def gain(rows: Rows) -> list[str]:
     rates = list(found[0][0]["after"])
     heads = ["steps of backprop-low before", *(f"gain at zo_lr {rate}" for rate in rates)]
     lines = []
-    for i, row in enumerate(found[0]):
-        gains = [
-            mean(each[i]["before"]["all"] - each[i]["after"][rate]["all"] for each in found)
-            for rate in rates
-        ]
-        lines.append([f"{row['share']:.0%}", *(f"{each:+.5f}" for each in gains)])
+    gains: dict[tuple[float, str], dict[tuple[int, int], float]] = {}
+    for key, each in rows.items():
+        subject, seed = map(int, key.split(","))
+        for row, rate in product(each, rates):
+            change = row["before"]["all"] - row["after"][rate]["all"]
+            gains.setdefault((row["share"], rate), {})[subject, seed] = change
+    for row in found[0]:
+        own = [reach(gains[row["share"], rate]) for rate in rates]
+        lines.append([f"{row['share']:.0%}", *own])
+    later = [
+        reach({key: x - gains[0, rate][key] for key, x in gains[0.5, rate].items()})
+        for rate in rates
+    ]
+    lines.append(["50 % less 0 %", *later])
     return table(heads, lines)
+
+
+def reach(values: Mapping[tuple[int, int], float]) -> str:
+    """The mean, and the interval where there is one."""
+    found = interval(values)
+    assert found is not None
+    if found.low is None or found.high is None:
+        return f"{found.mean:+.5f}"
+    return f"{found.mean:+.5f} ({found.low:+.5f} to {found.high:+.5f})"
 
 
 def timesteps(rows: Rows) -> list[str]:
     found = [row["by_timesteps"] for row in rows.values()]
     lines = [
-        [name, *(f"{each[name]['scores']['training']['subject']:.3f}" for each in found)]
+        [name, *(f"{overall(each[name]['scores'], 'subject'):.3f}" for each in found)]
         for name in found[0]
     ]
     return table(["timesteps", *(f"subject {key.split(',')[0]}" for key in rows)], lines)

@@ -99,6 +99,22 @@ def test_runs_that_are_there_are_not_done_again(fake_runs, tmp_path, caplog):
     assert len(fake_runs) == 24
 
 
+def test_runs_that_another_process_did_meanwhile_are_left_out(fake_runs, tmp_path, monkeypatch):
+    file, own = tmp_path / "r.jsonl", running.run_line
+
+    def run(method, subject, seed, protocol, chosen):
+        if len(fake_runs) == 1:  # all others are done while this one is
+            for other in (1, 2):
+                append_line(file, own("none", other, seed, protocol, chosen))
+        return own(method, subject, seed, protocol, chosen)
+
+    monkeypatch.setattr(running, "run_line", run)
+    found = benchmark_tiny(file, **SMALL, methods=["none"], seeds=[0], subjects=[0, 1, 2])
+    assert [each["subject"] for each in found if each["method"] == "none"] == [0, 1, 2]
+    assert len([each for each in read_lines(file) if each["method"] == "none"]) == 3
+    assert len(fake_runs) == 3 * 3
+
+
 def test_the_search_tries_each_method_six_times_on_two_other_subjects(
     fake_runs, tmp_path, monkeypatch
 ):

@@ -37,7 +37,8 @@ def benchmark_tiny(
 
     Each (method, subject, seed) is a line of ``output``, appended when it is done. A benchmark that
     was stopped goes on when called again, with more subjects, seeds or methods too; lines with
-    other settings stay in the file and count for nothing.
+    other settings stay in the file and count for nothing. Several processes may share the file:
+    given subjects and seeds in opposite orders, they meet in the middle.
 
     Args:
         output: The file of results, ``.jsonl``.
@@ -114,7 +115,9 @@ def run_missing(file: Path, protocol: Any, runs: Iterable[tuple[Key, Mapping[str
     ) as bar:
         for (method, subject, seed), settings in missing:
             bar.set_postfix_str(f"{method}, subject {subject}, seed {seed}")
-            append_line(file, run_line(method, subject, seed, protocol, settings))
+            wanted = (method, subject, seed), own, _frozen(settings)
+            if wanted not in map(_identity, read_lines(file)):  # of another process, meanwhile
+                append_line(file, run_line(method, subject, seed, protocol, settings))
             bar.update(round(expected[method]))
 
 
