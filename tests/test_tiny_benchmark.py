@@ -229,6 +229,8 @@ def test_the_analysis_is_by_hand_and_says_what_it_rests_on():
     page = markdown(found)
     assert "2 subjects and 1 seed" in page
     assert "the methods are not tuned" in page
+    assert "not all runs" not in page
+    assert "not all runs" in markdown(analyse(lines[:-1]))
     assert "+0.11 (+0.04 to +0.17)" in page
     assert "class 100%" in page  # of the judge, 0.9979
     old = line("tap", 0, 0, 0.5) | {"protocol": {}}

@@ -29,6 +29,9 @@ def basis(analysis: Mapping[str, Any]) -> str:
     ]
     if not analysis["tuned"]:
         notes.append("default settings: **the methods are not tuned**")
+    everything = analysis["subjects"] * analysis["seeds"]
+    if any(each["runs"] < everything for each in analysis["methods"].values()):
+        notes.append("**not all runs of these are done**, the last column has their number")
     if analysis["subjects"] < 2:
         notes.append("**one subject gives no intervals**")
     ends = [
