@@ -15,6 +15,7 @@ from test_streaming import inputs_of, open_reduced, randomize, reduced_models_go
 
 import sopt
 from sopt import InputError
+from sopt.budget import Budget
 from sopt.cache import build_cache
 from sopt.codes.files import save_int8_model
 from sopt.config import TrainConfig
@@ -26,7 +27,7 @@ from sopt.memory import LiveStorage, MemoryRecorder
 from sopt.models import inject_lora, open_model
 from sopt.models.storage import Int8Storage
 from sopt.models.weights import TensorFiles
-from sopt.planning import _allowed
+from sopt.planning import _blanks, advice
 from sopt.resolution import resolve
 from sopt.steps.loss import unet_inputs
 from sopt.streaming import Reader, UnitNetwork, open_network, units_of
@@ -262,12 +263,12 @@ def test_wrong_settings_are_refused_before_any_work(settings, wrong, message):
 
 
 def test_streaming_is_proposed_where_it_goes_with_the_settings(settings):
-    for more, streams in (({"weights": "int8"}, True), ({}, True), (TOKEN, False)):
-        config = TrainConfig.create(**settings | more)
-        allowed = _allowed(config, {"offload": "stream", "checkpointing": True})
-        assert (allowed is not None) == streams, more
-        if allowed is not None:
-            assert allowed.offload == "stream"
+    model, budget = open_model(settings["model"]), Budget(1)  # nothing fits: all is proposed
+    for more, streams in (({"weights": "int8"}, True), ({}, True), (TOKEN | {"tau": 8}, False)):
+        config = resolve(TrainConfig.create(**settings | more), model)
+        proposed = advice(config, model, _blanks(config), budget)
+        assert ("offload=stream" in proposed) == streams, more
+        assert ("weights=int8" in proposed) == ("weights" not in more), more
 
 
 def test_what_is_left_has_the_int8_weights_of_the_whole_network(settings):
