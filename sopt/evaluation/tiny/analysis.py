@@ -36,11 +36,11 @@ def analyse(lines: Sequence[Line]) -> dict[str, Any]:
             of a run the last one counts.
 
     Returns:
-        ``methods``: for each the interval of every column, raw and as a ``fraction`` of the way
-        from floor to ceiling, by ``groups`` too, its ``difference`` from backprop-high on the same
-        subjects and seeds, mean peak, seconds and passes; ``ceiling`` and ``floor``;
-        ``observations`` with their verdicts; ``judges``, their figures on held-out drawings;
-        ``subjects``, ``seeds``, ``commits``, ``protocol`` and ``tuned`` of the lines.
+        ``methods``: for each the ``chosen`` settings, the interval of every column, raw and as a
+        ``fraction`` of the way from floor to ceiling, by ``groups`` too, its ``difference`` from
+        backprop-high on the same subjects and seeds, mean peak, seconds and passes; ``ceiling`` and
+        ``floor``; ``observations`` with their verdicts; ``judges``, their figures on held-out
+        drawings; ``subjects``, ``seeds``, ``commits``, ``protocol`` and ``tuned`` of the lines.
         Figures that the lines do not give are None.
     """
     protocol = lines[-1]["protocol"] if lines else None
@@ -138,6 +138,7 @@ def _method(
             for column in COLUMNS
         },
         "groups": groups,
+        "chosen": lines[-1]["chosen"],
         "runs": len(lines),
         "failed": sum("failed" in line for line in lines),
         "train_seconds": _average([line["seconds"]["train"] for line in lines]),

@@ -54,8 +54,8 @@ def basis(analysis: Mapping[str, Any]) -> str:
 def methods(analysis: Mapping[str, Any]) -> str:
     """A row a method: fractions between floor and ceiling, difference, memory, work."""
     heads = [
-        "method", "subject", f"difference from {REFERENCE}", "subject, training prompt", "prompt",
-        "structure", "diversity (raw)", "peak, MiB", "core-s", "forwards + backwards",
+        "method", "chosen", "subject", f"difference from {REFERENCE}", "subject, training prompt",
+        "prompt", "structure", "diversity (raw)", "peak, MiB", "core-s", "forwards + backwards",
         "runs, subjects",
     ]  # fmt: skip
     rows = []
@@ -72,6 +72,7 @@ def methods(analysis: Mapping[str, Any]) -> str:
         rows.append(
             [
                 name,
+                ", ".join(f"{key} {value:g}" for key, value in each["chosen"].items()) or "-",
                 _mean(fraction["subject"]),
                 _interval(difference, signed=True),
                 *(_mean(fraction[column]) for column in ("training", "prompt", "structure")),
