@@ -52,17 +52,17 @@ def gain(rows: Rows) -> list[str]:
             change = row["before"]["all"] - row["after"][rate]["all"]
             gains.setdefault((row["share"], rate), {})[subject, seed] = change
     for row in found[0]:
-        own = [reach(gains[row["share"], rate]) for rate in rates]
+        own = [with_interval(gains[row["share"], rate]) for rate in rates]
         lines.append([f"{row['share']:.0%}", *own])
     later = [
-        reach({key: x - gains[0, rate][key] for key, x in gains[0.5, rate].items()})
+        with_interval({key: x - gains[0, rate][key] for key, x in gains[0.5, rate].items()})
         for rate in rates
     ]
     lines.append(["50 % less 0 %", *later])
     return table(heads, lines)
 
 
-def reach(values: Mapping[tuple[int, int], float]) -> str:
+def with_interval(values: Mapping[tuple[int, int], float]) -> str:
     """The mean, and the interval where there is one."""
     found = interval(values)
     assert found is not None

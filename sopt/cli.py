@@ -20,10 +20,10 @@ from typing import Any
 from . import launch
 from .commands import evaluation, reports
 from .commands.figures import check_folder, json_file, write_json
-from .commands.flags import dashed, flag
 from .commands.log import printed_log
 from .config import TrainConfig, settings
 from .errors import InputError, nearest
+from .flags import dashed, flag
 from .settings_file import read_yaml
 
 MIB = 2**20

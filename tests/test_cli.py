@@ -15,8 +15,8 @@ from PIL import Image
 from pipelines import PROMPT, save_pictures
 
 from sopt import cli
-from sopt.commands.flags import flag
 from sopt.config import TrainConfig
+from sopt.flags import flag
 from sopt.sampling import generate
 
 TRAIN = ["train", "--images", "dog", "--prompt", PROMPT, "--output", "run", "--model", "model"]

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 import sopt
-from sopt import InputError
+from sopt import InputError, cli
 from sopt.budget import Budget
 from sopt.memory import LiveStorage, MemoryRecorder, OverBudget
 from sopt.models import open_model
@@ -135,6 +135,15 @@ def test_a_budget_that_nothing_fits_says_what_would(settings, told):
 def test_the_setting_that_would_fit_is_named(settings, told, chosen, hint):
     with pytest.raises(InputError, match=hint):
         sopt.train(**settings | chosen)
+
+
+def test_a_plan_of_which_nothing_fits_says_what_would(settings, told, capsys):
+    command = ["plan", "--model", settings["model"], "--method", "selective"]
+    command += ["--weights", "float32", "--memory-budget"]
+    for budget, fits in (("300", False), ("9000", True)):
+        assert cli.main([*command, budget]) == 0
+        text = capsys.readouterr().out
+        assert ("None fits; weights=int8 and offload=stream would fit\n" in text) != fits
 
 
 def test_more_than_the_limit_stops_at_once():

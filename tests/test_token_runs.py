@@ -305,6 +305,17 @@ def test_the_prompt_has_the_word_where_captions_have_it(settings, pictures, tmp_
     assert not Path(settings["output"]).exists()
 
 
+def test_each_of_two_pictures_of_one_name_has_the_word(settings, pictures, tmp_path):
+    files, picture = [], min(pictures.iterdir())
+    for folder, caption in (("a", "a dog"), ("b", settings["prompt"])):
+        (tmp_path / folder).mkdir()
+        file = Path(shutil.copy(picture, tmp_path / folder / "x.png"))
+        file.with_suffix(".txt").write_text(caption)
+        files.append(str(file))
+    with pytest.raises(InputError, match=r"x\.png must have the token '<x>'"):
+        sopt.train(**settings | {"images": files, "method": "zeroth-order"})
+
+
 def test_the_smallest_embedding_counts():
     with pytest.raises(InputError, match="768 in text_encoder"):
         check_tau(1000, {"text_encoder": 768, "text_encoder_2": 1280})

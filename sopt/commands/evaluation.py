@@ -11,8 +11,8 @@ from ..evaluation.benchmarking import PUBLISHED, table
 from ..evaluation.benchmarking import benchmark as run_benchmark
 from ..evaluation.evaluating import evaluate as score
 from ..evaluation.tiny.benchmark import benchmark_tiny
+from ..flags import flag
 from .figures import json_file, write_json
-from .flags import flag
 from .log import printed_log
 
 HELP = {

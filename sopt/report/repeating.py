@@ -7,9 +7,9 @@ import shlex
 from dataclasses import fields
 from typing import Any
 
-from ..commands.flags import flag
 from ..config import TrainConfig
 from ..errors import InputError
+from ..flags import flag
 from .markup import Markup, element
 from .reading import RunFiles
 

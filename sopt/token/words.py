@@ -57,14 +57,15 @@ def check_captions(
     """Raise InputError unless the word is in every caption and, for the samples, in the prompt,
     whole, before the text encoders' cut; and for pictures for prior preservation, on which a token
     has no effect."""
-    texts = {}
+    texts = []  # not by name: two folders may have pictures of one
     for picture in pictures:
         if picture.regularization:
             raise InputError(
                 f"{picture.name} is for prior preservation, which does not go with train='token'"
             )
-        texts[f"the caption of {picture.name}"] = picture.caption
-    for (name, text), word in product((texts | {"prompt": config.prompt}).items(), words.values()):
+        texts.append((f"the caption of {picture.name}", picture.caption))
+    texts.append(("prompt", config.prompt))
+    for (name, text), word in product(texts, words.values()):
         ids, _ = word.ids_and_mask(text, torch.device("cpu"))
         needed = range(word.first, word.first + config.num_vectors)
         if not set(needed) <= set(ids.flatten().tolist()):
