@@ -1,7 +1,7 @@
 """The tables of docs/tiny.md, from bench/results/tiny_*: ``python -m bench.tiny_page``.
 
-``--check`` fails if they would change. The figures come from ``python -m bench.tiny_experiments``,
-``python -m bench.tiny_variants`` and ``python -m bench.zoodip_tiny``.
+``--check`` fails if they would change. The figures come from ``python -m`` followed by
+``bench.tiny_experiments``, ``bench.tiny_equal``, ``bench.tiny_variants`` and ``bench.zoodip_tiny``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from itertools import product
 from statistics import mean
 from typing import Any
 
+from sopt.evaluation.tiny.analysis import analyse
 from sopt.evaluation.tiny.intervals import interval
+from sopt.evaluation.tiny.lines import read_lines
 from sopt.evaluation.tiny.scores import overall
+from sopt.evaluation.tiny.table import methods, observations
 
 from .generated import RESULTS, rewrite
 
@@ -90,6 +93,15 @@ def fused(rows: Rows) -> list[str]:
     return table(["subject", "pictures", "", "s", "times that without adapter"], lines)
 
 
+def equal(rows: Rows) -> list[str]:
+    """The methods that ran again, and what they decide, paired with the table's other lines."""
+    again = {row["method"] for row in rows["runs"]}
+    analysis = analyse([*read_lines(RESULTS / "tiny.jsonl"), *rows["runs"]])
+    own = {name: each for name, each in analysis["methods"].items() if name in again}
+    decided = [each for each in analysis["observations"] if again & each["weights"].keys()]
+    return [methods({"methods": own}), observations({"observations": decided})]
+
+
 def variants(rows: Rows) -> list[str]:
     trials: dict[tuple[str, str], dict[str, list[float]]] = {}
     for key, row in rows["search"].items():
@@ -161,6 +173,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], list[str]]]] = {
     "timesteps": ("ZOODiP's timesteps", timesteps),
     "zoodip": ("ZOODiP and its parts", zoodip),
     "fused": ("Sampling with a fused adapter", fused),
+    "equal": ("The table's methods at one learning rate", equal),
     "variants": ("Variants of DTAP", variants),
 }
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from tiny_lines import line
 
 from sopt import cli
 from sopt.errors import InputError
@@ -18,25 +19,13 @@ from sopt.evaluation.tiny.lines import append_line, read_lines
 from sopt.evaluation.tiny.methods import CEILING, FLOOR, METHODS, NAMES, TRIALS
 from sopt.evaluation.tiny.observations import OBSERVATIONS, Observation
 from sopt.evaluation.tiny.running import Protocol, passes, run_line
-from sopt.evaluation.tiny.scores import SCORES, TUNING, make_task
+from sopt.evaluation.tiny.scores import TUNING, make_task
 from sopt.evaluation.tiny.table import markdown
 from sopt.evaluation.tiny.tuning import choose, merit
 from sopt.tiny import judge
 from sopt.tiny.prompts import GROUPS
 
 PROTOCOL = Protocol(steps=2, images_per_prompt=2, sampling_steps=1)
-
-
-def line(method, subject, seed, value, chosen=None, peak=None):
-    """A line whose every score is ``value``."""
-    scores = {group: dict.fromkeys(SCORES, value) for group in ("training", *GROUPS)}
-    scores["training"]["prompt"] = None
-    return {
-        "method": method, "subject": subject, "seed": seed, "chosen": chosen or {},
-        "protocol": {"steps": 2, "images_per_prompt": 2, "sampling_steps": 1, "guidance": 2.0},
-        "scores": scores, "peak_bytes": peak, "seconds": {"train": 3.0, "draw": 1.0},
-        "core_seconds": 4.0, "forwards": 6, "backwards": 1, "commit": "abc",
-    }  # fmt: skip
 
 
 @pytest.fixture

@@ -3,13 +3,15 @@ right."""
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_lines import line
 
 import sopt
-from bench import tiny_experiments, tiny_variants
+from bench import tiny_equal, tiny_experiments, tiny_page, tiny_variants
 from bench.tiny_steps import Steps
 from sopt.evaluation.tiny.methods import METHODS
 from sopt.evaluation.tiny.scores import make_task
@@ -104,3 +106,38 @@ def test_the_average_is_over_the_steps_from_one_on():
         steps.adapter["x"].fill_(value)
         average.add(None)
     assert average.mean()["x"].item() == 4.0
+
+
+def test_only_methods_at_other_rates_run_again():
+    lines = [
+        line("drawings", 0, 0, 1.0, {}),
+        line("zeroth-order", 0, 0, 0.1, {"zo_lr": 0.05}),
+        line("tap", 0, 0, 0.1, {"lr": 1.25e-4, "zo_lr": 0.01}),
+        line("dtap-0.75", 0, 0, 0.1, {"lr": 2.5e-4, "zo_lr": 0.01}),
+        line("dtap-average", 0, 0, 0.1, {"lr": 5e-4, "average": 0.5}),
+        line("token-backprop", 0, 0, 0.1, {"lr": 2e-3}),
+    ]
+    assert tiny_equal.at_other_rates(lines) == {
+        "tap": {"lr": 2.5e-4, "zo_lr": 0.01},
+        "dtap-average": {"lr": 2.5e-4, "average": 0.5},
+    }
+
+
+def test_methods_at_equal_rates_are_paired_with_the_others_of_the_table(tmp_path, monkeypatch):
+    slow, fast = {"lr": 1.25e-4, "zo_lr": 0.01}, {"lr": 2.5e-4, "zo_lr": 0.01}
+    table, again = [], []
+    for subject, hard in enumerate((0.0, 0.1, 0.3)):
+        table += [
+            line("others", subject, 0, 0.0, {}),
+            line("drawings", subject, 0, 1.0, {}),
+            line("dtap-0.75", subject, 0, 0.4 - hard, fast),
+            line("tap", subject, 0, 0.3 - hard, slow),
+        ]
+        again.append(line("tap", subject, 0, 0.35 - hard, fast))
+    monkeypatch.setattr(tiny_page, "RESULTS", tmp_path)
+    (tmp_path / "tiny.jsonl").write_text("".join(json.dumps(each) + "\n" for each in table))
+    found = "\n".join(tiny_page.equal({"runs": again}))
+    assert "| tap | lr 0.00025, zo_lr 0.01 | 0.22 |" in found  # 0.35, 0.25, 0.05
+    assert "+0.05 (+0.05 to +0.05) | holds |" in found  # not the 0.1 of the slow rate
+    assert "| dtap-0.75 |" not in found
+    assert "better than random" not in found
