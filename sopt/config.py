@@ -355,8 +355,8 @@ def _checked(name: str, value: Any) -> Any:
             if not 0 < ratio <= 1:
                 raise InputError(f"low_res_ratio must be in (0, 1], got {value!r}")
             return ratio
-        case "eps" if value == AUTO:
-            return value
+        case "eps" if isinstance(value, str) and value.isalpha():
+            return checks.choice(name, value, [AUTO])
         case "lr" | "eps" | "min_snr" | "prior_weight":
             return checks.positive(name, value)
         case "zo_lr":

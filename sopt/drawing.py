@@ -18,7 +18,7 @@ from .hollow.cuts import Cut, cut_of
 from .hollow.inference import cut_name, run_by_units
 from .memory import map_large_blocks
 from .models import Model, open_model
-from .models.adapter import check_fit, load_adapter
+from .models.adapter import check_fit, load_adapter, of_another_model
 from .models.added_tokens import add_rows, add_tokens
 from .models.batches import take_one_at_a_time
 from .models.forwards import speed_up_forwards
@@ -261,7 +261,7 @@ def _check_token(file: Path, token: LearnedToken, model: Model, adapter_scale: f
     widths = {encoder: row.shape[1] for encoder, row in token.rows.items()}
     expected = {each: model.configs[each]["hidden_size"] for each in model.kind.tokenizers}
     if widths != expected:
-        raise InputError(
-            f"adapter: {file} is of another model: its embeddings have the sizes {widths}, "
-            f"this model's text encoders {expected}"
+        raise of_another_model(
+            file,
+            f"its embeddings have the sizes {widths}, this model's text encoders {expected}",
         )

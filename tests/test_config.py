@@ -44,6 +44,7 @@ def create(**settings):
         ({"low_res_ratio": float("nan")}, "low_res_ratio must be a finite number"),
         ({"lr": 0}, "lr must be above 0, got 0"),
         ({"eps": -1e-3}, "eps must be above 0"),
+        ({"eps": "autos"}, "unknown eps 'autos': did you mean 'auto'"),
         ({"zo_lr": float("inf")}, "zo_lr must be a finite number"),
         ({"zo_lr": "fast"}, "zo_lr must be a finite number, got 'fast'"),
         ({"prompt": "  "}, "prompt must be a text that is not empty"),

@@ -2,6 +2,7 @@
 
 import math
 import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -188,6 +189,13 @@ def test_an_adapter_of_another_model_is_refused_in_one_sentence(model, tmp_path)
         with pytest.raises(InputError, match=message) as caught:
             generate(model, tmp_path / "other.safetensors", prompt=PROMPT)
         assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_of_a_run_of_another_model_names_it(tmp_path, run_folder):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    (run / "config.yaml").write_text("model: sd15.safetensors\n")
+    with pytest.raises(InputError, match=r"another model, of a run of model='sd15\.safetensors'"):
+        generate("tiny", run, prompt=PROMPT)
 
 
 def test_a_bad_adapter_file_is_refused(model, tmp_path, run_folder):

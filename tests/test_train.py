@@ -4,6 +4,7 @@ import functools
 import gc
 import itertools
 import json
+import logging
 import random
 import weakref
 from pathlib import Path
@@ -314,3 +315,13 @@ def test_sides_that_the_levels_do_not_divide_train(settings, quick, losses):
     # 28 pixels are 7 latents, and 4 at the second level; 40 are 10 and 5.
     sopt.train(**settings | {"resolution": 40, "low_res_ratio": 28 / 40})
     assert {sample.latents.shape[-1] for _, sample in losses} == {7, 10}
+
+
+def test_pictures_that_had_to_be_enlarged_are_told(settings, caplog):
+    large, small = (Image.new("RGB", size) for size in ((64, 70), (90, 20)))
+    settings |= {"images": [large, small, large], "steps": 1, "samples": False, "resolution": 64}
+    with caplog.at_level(logging.WARNING):
+        sopt.train(**settings)
+    (told,) = (each.getMessage() for each in caplog.records if "enlarged" in each.msg)
+    assert told.startswith("1 of 3 pictures were enlarged to 64 pixels")
+    assert told.endswith("the smallest is image-2 with 20")

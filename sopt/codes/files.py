@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..files import load_metadata, save_tensors
 from ..models import Model
+from ..models.adapter import of_another_model
 from ..models.folder import INT8_FILE, write_folder
 from ..models.storage import Int8Storage
 from ..models.weights import SafetensorsFile
@@ -128,9 +129,9 @@ class Difference:
         """
         make_room(unet, model, self.room)
         if CodesFingerprint.of(unet) != self.base:
-            raise InputError(
-                f"adapter: {self.file} is of another model: it is the difference from int8 weights "
-                "that are not those of this model's U-Net"
+            raise of_another_model(
+                self.file,
+                "it is the difference from int8 weights that are not those of this model's U-Net",
             )
         stored = SafetensorsFile(self.file)
         for path, layer in unet.named_modules():

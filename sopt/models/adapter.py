@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import load_tensors
+from ..settings_file import read_yaml
 from .model import Model
 
 NAME = "sopt"  # the adapter's name inside the networks
@@ -76,10 +77,19 @@ def check_fit(file: Path, unet: nn.Module) -> None:
         weight = weights.get(module)
         found = None if weight is None else (weight.shape[0], weight.shape[1:].numel())
         if change != found:
-            raise InputError(
-                f"adapter: {file} is of another model: {module} is {change} there, "
-                f"and in this model's U-Net {found or 'does not exist'}"
+            raise of_another_model(
+                file,
+                f"{module} is {change} there, and in this model's U-Net "
+                f"{found or 'does not exist'}",
             )
+
+
+def of_another_model(file: Path, difference: str) -> InputError:
+    """The error that names the model of the run that the file is from, where the run is there."""
+    settings = file.parent / "config.yaml"
+    known = read_yaml(settings).get("model") if settings.is_file() else None
+    trained = "" if known is None else f", of a run of model={known!r}"
+    return InputError(f"adapter: {file} is of another model{trained}: {difference}")
 
 
 def _unet_changes(tensors: dict[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
