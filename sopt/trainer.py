@@ -74,17 +74,7 @@ def train(**settings: Any) -> Run:
         >>> run = train(images="photos/dog", prompt="a sks dog", output="runs/dog")
         >>> run.adapter, run.memory["train-bp"], run.history[-1]["loss"]
     """
-    config = TrainConfig.create(**settings)
-    pictures = _load_pictures(config)
-    model = open_model(config.model)
-    config = TrainConfig.create(family=model.family, **settings)
-    take_gpu(config.device)
-    config = resolve(config, model)
-    check_processes(config, launch.world_size())
-    config = _settle(config, model, pictures)
-    if config.train == "token":
-        check_captions(config, learn_word(config, model), pictures)
-        warn_of_rounding(config)
+    config, model, pictures = prepare(**settings)
     subjects, priors = (
         [picture for picture in pictures if picture.regularization == regularization]
         for regularization in (False, True)
@@ -111,6 +101,26 @@ def train(**settings: Any) -> Run:
             _run(config, model, pictures, folder, identity, processes)
             processes.finish()
         return folder.run(config)
+
+
+def prepare(**settings: Any) -> tuple[TrainConfig, Model, list[Picture]]:
+    """The settings of a run with nothing left open, its model and its pictures, all checked.
+
+    Raises:
+        InputError: Settings, pictures or model will not do.
+    """
+    config = TrainConfig.create(**settings)
+    pictures = _load_pictures(config)
+    model = open_model(config.model)
+    config = TrainConfig.create(family=model.family, **settings)
+    take_gpu(config.device)
+    config = resolve(config, model)
+    check_processes(config, launch.world_size())
+    config = _settle(config, model, pictures)
+    if config.train == "token":
+        check_captions(config, learn_word(config, model), pictures)
+        warn_of_rounding(config)
+    return config, model, pictures
 
 
 def _load_pictures(config: TrainConfig) -> list[Picture]:

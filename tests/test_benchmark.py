@@ -85,11 +85,12 @@ def test_each_subject_is_trained_drawn_and_scored(settings, capsys):
 def test_a_benchmark_that_was_killed_goes_on_to_the_same_pictures(settings, tmp_path, monkeypatch):
     whole = sopt.benchmark("dreambooth", **settings)
     draw, calls = sopt.generate, []
+    monkeypatch.setattr(module, "PROMPTS_AT_ONCE", 1)  # two prompts of each subject
 
     def killed(*arguments, **options):
         if len(calls) == 3:
             raise KeyboardInterrupt
-        calls.append(options["prompt"])
+        calls.extend(options["prompt"])
         return draw(*arguments, **options)
 
     again = settings | {"output": str(tmp_path / "again")}
@@ -145,10 +146,41 @@ def test_other_prompts_or_pictures_of_a_subject_are_refused(settings):
     assert json.loads(before["cat2/prompts.json"]) == json.loads((cat / "prompts.json").read_text())
     sopt.benchmark("dreambooth", **only)
     assert (cat / "scores.json").read_bytes() == before["cat2/scores.json"]
-    for file, damaged in {"cat2/scores.json": '{"dino": 0', "benchmark.json": "[1]"}.items():
+    for file, damaged, message in [
+        ("cat2/scores.json", '{"dino": 0', "is not JSON"),
+        ("cat2/scores.json", '{"dino": 0}', "lacks clip_i"),
+        ("benchmark.json", "[1]", "must be a JSON object"),
+    ]:
         (Path(settings["output"]) / file).write_text(damaged)
-        with pytest.raises(InputError, match=rf"{file} (is not JSON|must be a JSON object)"):
+        with pytest.raises(InputError, match=f"{file} {message}"):
             sopt.benchmark("dreambooth", **only)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("scores.json", "out' has scores.json"), ("cat2/samples/a.png", "cat2' has samples")],
+)
+def test_files_that_no_benchmark_made_are_neither_taken_nor_overwritten(settings, name, message):
+    file = Path(settings["output"]) / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with pytest.raises(InputError, match=f"{message} but no .* choose another folder"):
+        sopt.benchmark("dreambooth", **settings, subjects=["cat2"])
+    assert file.read_text() == "mine"
+
+
+def test_pictures_are_drawn_as_leanly_as_the_run_was_trained(settings, monkeypatch):
+    """A U-Net that does not fit into memory does not for the pictures either."""
+    drawn = []
+
+    def recorded(*arguments, **options):
+        drawn.append((options["offload"], options["prompt"], options["seed"]))
+        return sopt.generate(*arguments, **options)
+
+    monkeypatch.setattr(module, "generate", recorded)
+    sopt.benchmark("dreambooth", **settings, subjects=["cat2"], offload="stream")
+    prompts = ["a sks cat under a lamp", "a sks cat wearing gloves"]
+    assert drawn == [("stream", prompts, 0)]  # one loading of the model for both
 
 
 @pytest.mark.parametrize(
@@ -165,6 +197,11 @@ def test_other_prompts_or_pictures_of_a_subject_are_refused(settings):
         ({"subjects": ["dog"]}, "unknown subject 'dog'"),
         ({"data": "none"}, "data: there is no folder none"),
         ({"clip": "none"}, "clip 'none' is no folder"),
+        ({"resolution": 65}, "resolution must be a multiple"),
+        (
+            {"train": "token", "token": "<sks>", "initializer": "a", "subspace": False},
+            "must have the token '<sks>' .* got 'a sks vase'",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(settings, change, message, monkeypatch):

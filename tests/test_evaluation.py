@@ -11,17 +11,31 @@ from backbones import CLIP_SIDE, DINO_SIDE
 from PIL import Image
 from pipelines import save_pictures
 from published import LISTS, save_dreambooth
-from transformers import CLIPModel, CLIPTokenizer, ViTModel
+from transformers import (
+    CLIPModel,
+    CLIPTokenizer,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTModel,
+)
 
 import sopt
 from sopt import InputError, cli
 from sopt.evaluation.datasets import read_subjects
-from sopt.evaluation.metrics import NORMALIZATION, to_input
+from sopt.evaluation.metrics import to_input
 from sopt.evaluation.prompts import fill, without_word
+from sopt.models.backbones import DinoBackbone
 
 # Sums of float32 networks in another order; the cosines themselves are float64. 1e-5 was the
 # most that batches of 1 and of 4 differed by.
 TOLERANCE = 1e-4
+
+# Mean and deviation of red, green and blue: ImageNet's, which DINO's evaluation takes, and CLIP's.
+NORMALIZATION = {
+    "dino": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
+}
 
 
 def picture(seed, size=(300, 260)):
@@ -32,6 +46,20 @@ def picture(seed, size=(300, 260)):
 def cosine(a, b):
     a, b = a.double().numpy(), b.double().numpy()
     return float(a @ b / math.sqrt((a @ a) * (b @ b)))
+
+
+def as_published(image, shorter, side, name):
+    """The shorter side to so many pixels, the square in the middle, normalised: (1, 3, side, side).
+
+    Sides round down in resizing, the crop's corner to the even neighbour, as in torchvision.
+    """
+    least = min(image.size)
+    width, height = (side * shorter // least for side in image.size)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    square = np.asarray(resized.crop((left, top, left + side, top + side))) / 255
+    mean, deviation = map(np.array, NORMALIZATION[name])
+    return torch.tensor((square - mean) / deviation, dtype=torch.float32).permute(2, 0, 1)[None]
 
 
 @pytest.fixture
@@ -45,14 +73,14 @@ def by_hand(backbones):
         @staticmethod
         @torch.no_grad()
         def dino(image):
-            pixels = to_input(image, 256, DINO_SIDE, "dino")[None]
+            pixels = as_published(image, DINO_SIDE * 256 // 224, DINO_SIDE, "dino")
             return dino(pixels).last_hidden_state[0, 0]
 
         @staticmethod
         @torch.no_grad()
         def clip(image, text="a"):
             tokens = tokenizer(text, return_tensors="pt")  # short enough for its 16
-            pixels = to_input(image, CLIP_SIDE, CLIP_SIDE, "clip")[None]
+            pixels = as_published(image, CLIP_SIDE, CLIP_SIDE, "clip")
             out = clip(pixel_values=pixels, **tokens)
             return out.image_embeds[0], out.text_embeds[0]
 
@@ -99,14 +127,33 @@ def test_the_transform_is_the_published_one():
     resized = image.resize((256, 341), Image.Resampling.BICUBIC).crop((16, 58, 240, 282))
     for name, (mean, deviation) in NORMALIZATION.items():
         expected = (np.asarray(resized) / 255 - np.array(mean)) / np.array(deviation)
-        given = to_input(image, 256, 224, name).permute(1, 2, 0)
-        np.testing.assert_allclose(given, expected, atol=3e-6)  # float32 of values up to 3
+        given = to_input(image, 256, 224, name)
+        # float32 of values up to 3
+        np.testing.assert_allclose(given.permute(1, 2, 0), expected, atol=3e-6)
+        np.testing.assert_allclose(given, as_published(image, 256, 224, name)[0], atol=3e-6)
     wide = picture(0, (500, 256))  # no resizing: its very pixels
     middle = np.asarray(wide.crop((138, 16, 362, 240)))
     given = to_input(wide, 256, 224, "dino").permute(1, 2, 0).numpy()
     mean, deviation = np.array(NORMALIZATION["dino"])
     # Of values up to 255 in float32, whose unit is 1.5e-5, some roundings
     np.testing.assert_allclose((given * deviation + mean) * 255, middle, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "seen"),
+    [(ViTConfig, 48, 48), (ViTConfig, 256, 256), (Dinov2Config, 42, 42), (Dinov2Config, 518, 224)],
+)
+def test_a_backbone_sees_pictures_of_a_side_it_takes(kind, own, seen, tmp_path):
+    """DINOv2 interpolates its positions, and is evaluated at 224; other ViTs have one side."""
+    config = kind(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        image_size=own, patch_size=14 if kind is Dinov2Config else 16,
+    )  # fmt: skip
+    network = Dinov2Model(config) if kind is Dinov2Config else ViTModel(config)
+    network.save_pretrained(tmp_path)
+    backbone = DinoBackbone(str(tmp_path), torch.device("cpu"))
+    assert backbone.side == seen
+    assert backbone.embed(torch.rand(2, 3, seen, seen)).shape == (2, 16)
 
 
 @pytest.mark.parametrize(

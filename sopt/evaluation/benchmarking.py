@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,9 @@ PUBLISHED = {  # subjects, prompts of each, pictures of each prompt
     "customconcept101": (101, 20, 4),
 }
 GRID_CELL = 192  # pixels, most in a grid
+GRID = "grid.png"
+PROMPTS_AT_ONCE = 5  # for each so many the model is loaded once; their pictures are in memory
+PACKAGES = ("sopt", "torch", "diffusers", "transformers", "peft", "pillow")
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,9 @@ def benchmark(
 
     Returns:
         ``dataset``, ``subset`` (None, or what was left out of the protocol), ``settings``,
-        ``backbones``, ``versions``, ``mean`` of the metrics over subjects, and ``subjects``:
-        scores, peak bytes and seconds of each.
+        ``backbones``, ``mean`` of the metrics over subjects, and ``subjects``: scores, peak bytes
+        and seconds of training, and the versions of each; ``versions``, several of a package where
+        subjects were scored by different ones.
 
     Raises:
         InputError: Data, settings or backbones will not do, or ``output`` holds another benchmark.
@@ -129,6 +133,7 @@ def benchmark(
         >>> benchmark("dreambooth", "data/dreambooth", "out", subjects=["dog6"], steps=500)["mean"]
     """
     from ..files import check_writable, write_json
+    from ..trainer import prepare
     from .datasets import read_subjects
     from .metrics import Scorer
 
@@ -146,18 +151,22 @@ def benchmark(
     folder = Path(output)
     settings = {"protocol": asdict(protocol), "training": _given(config)}
     backbones = Scorer(dino, clip, config.device, batch_size).backbones  # missing: known at once
+    prepare(**_of_subject(chosen[0], protocol, folder), **training)  # wrong ones: known at once
     check_writable(folder)
-    _claim(folder / "benchmark.json", settings | {"backbones": backbones})
+    _claim(folder / "benchmark.json", settings | {"backbones": backbones}, ["scores.json"])
     results = {}
     for number, subject in enumerate(chosen, start=1):
         logger.info("%s (%d of %d)", subject.name, number, len(chosen))
-        results[subject.name] = _subject(subject, protocol, training, folder / subject.name)
+        results[subject.name] = _subject(subject, protocol, training, folder)
     report = {
         "dataset": dataset,
         "subset": _subset(dataset, chosen, protocol),
         "settings": settings,
         "backbones": backbones,
-        "versions": {p: importlib.metadata.version(p) for p in ("sopt", "torch", "diffusers")},
+        "versions": {
+            name: ", ".join(sorted({str(each["versions"][name]) for each in results.values()}))
+            for name in PACKAGES
+        },
         "mean": {metric: _mean([each[metric] for each in results.values()]) for metric in METRICS},
         "subjects": results,
     }
@@ -185,8 +194,17 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _of_subject(subject: Subject, protocol: Protocol, folder: Path) -> dict[str, str]:
+    """The settings of :func:`sopt.train` that each subject has itself."""
+    return {
+        "images": str(subject.folder),
+        "prompt": subject.training_prompt(protocol.rare_word),
+        "output": str(folder / subject.name / "run"),
+    }
+
+
 def _subject(
-    subject: Subject, protocol: Protocol, training: dict[str, Any], folder: Path
+    subject: Subject, protocol: Protocol, training: dict[str, Any], output: Path
 ) -> dict[str, Any]:
     """Train, draw and score one subject, or take what is there of it."""
     from ..files import write_bytes, write_json
@@ -194,22 +212,19 @@ def _subject(
     from ..trainer import train
     from .metrics import Scorer
 
+    own = _of_subject(subject, protocol, output)
+    folder = output / subject.name
     references = subject_pictures(str(subject.folder), "real")
     asked = {
-        "training_prompt": subject.training_prompt(protocol.rare_word),
+        "training_prompt": own["prompt"],
         "prompts": list(protocol.prompts(subject)),
         "pictures": picture_fingerprint(references),
     }
-    _claim(folder / "subject.json", asked)
+    _claim(folder / "subject.json", asked, ["run", SAMPLES, PROMPTS_FILE, GRID, "scores.json"])
     done = folder / "scores.json"
     if done.exists():
-        return read_object(done, "output: ")
-    run = train(
-        images=str(subject.folder),
-        prompt=asked["training_prompt"],
-        output=str(folder / "run"),
-        **training,
-    )
+        return _read_scores(done)
+    run = train(**own, **training)
     prompts = _draw(subject, protocol, run.config, run.adapter, folder)
     drawn = group_by_prompt(
         subject_pictures(str(folder / SAMPLES), "drawn"), prompts, protocol.rare_word
@@ -219,13 +234,22 @@ def _subject(
     for picture in (picture for row in rows for picture in row):
         picture.thumbnail((GRID_CELL, GRID_CELL))
     labels = [f"real pictures of {subject.name}", *(text for text, _ in drawn)]
-    write_bytes(folder / "grid.png", png_bytes(picture_grid(rows, labels)))
+    write_bytes(folder / GRID, png_bytes(picture_grid(rows, labels)))
     scorer = Scorer(protocol.dino, protocol.clip, run.config.device, protocol.batch_size)
     scores = scorer.score(references, drawn).to_dict()
     peaks = {phase: size for phase, size in run.memory.items() if isinstance(size, int)}
     scores["peak_bytes"] = max(peaks.values())
     scores["train_seconds"] = sum(entry["seconds"] for entry in run.history)
+    scores["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
     write_json(done, scores)
+    return scores
+
+
+def _read_scores(file: Path) -> dict[str, Any]:
+    scores = read_object(file, "output: ")
+    for name in (*METRICS, "peak_bytes", "train_seconds", "versions"):
+        if name not in scores:
+            raise InputError(f"output: {file} lacks {name}; without the file it is scored again")
     return scores
 
 
@@ -235,19 +259,22 @@ def _draw(
     """Draw what is not there yet; the prompt of each picture by the stem of its file."""
     from ..files import write_bytes, write_json
 
-    named: dict[str, str] = {}
-    for number, prompt in enumerate(protocol.prompts(subject)):
-        stems = [f"{number:02d}-{index}" for index in range(protocol.images_per_prompt)]
-        files = [folder / SAMPLES / f"{stem}.png" for stem in stems]
-        named |= dict.fromkeys(stems, prompt)
-        if all(file.exists() for file in files):
+    prompts = protocol.prompts(subject)
+    files = [
+        [folder / SAMPLES / f"{p:02d}-{i}.png" for i in range(protocol.images_per_prompt)]
+        for p in range(len(prompts))
+    ]
+    for first in range(0, len(prompts), PROMPTS_AT_ONCE):
+        some = slice(first, first + PROMPTS_AT_ONCE)
+        wanted = [file for row in files[some] for file in row]
+        if all(file.exists() for file in wanted):
             continue
-        # All of a prompt, as in an unbroken benchmark: batches of other sizes give other last bits.
+        # All of them, as in an unbroken benchmark: batches of other sizes give other last bits.
         pictures = generate(
             config.model,
             adapter,
-            prompt=prompt,
-            seed=protocol.seed(number),
+            prompt=prompts[some],
+            seed=protocol.seed(first),
             steps=protocol.sampling_steps,
             guidance=protocol.guidance,
             num_images=protocol.images_per_prompt,
@@ -256,18 +283,30 @@ def _draw(
             device=config.device,
             weights=config.weights,
             low_memory=True,
+            offload="stream" if config.lean else "none",
         )
-        for file, picture in zip(files, pictures, strict=True):
+        for file, picture in zip(wanted, pictures, strict=True):
             write_bytes(file, png_bytes(picture))
+    named = {file.stem: text for row, text in zip(files, prompts, strict=True) for file in row}
     write_json(folder / PROMPTS_FILE, named)
     return named
 
 
-def _claim(file: Path, settings: dict[str, Any]) -> None:
-    """Write what the benchmark is, or compare with what is there."""
+def _claim(file: Path, settings: dict[str, Any], others: Iterable[str]) -> None:
+    """Write what the benchmark is, or compare with what is there.
+
+    Args:
+        others: Names that are the benchmark's too. Without its file they are somebody else's.
+    """
     from ..files import write_json
 
     if not file.exists():
+        for name in others:
+            if (file.parent / name).exists():
+                raise InputError(
+                    f"output {str(file.parent)!r} has {name} but no {file.name}: it is not of a "
+                    "benchmark, and files are not overwritten: choose another folder"
+                )
         write_json(file, settings)
         return
     before, now = _flat(read_object(file, "output: ")), _flat(settings)

@@ -20,7 +20,7 @@ DINO_KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dinov2": (Dinov2Model, {}),
 }
 WEIGHTS, PICKLE = "safetensors weights", "pytorch_model.bin"
-LARGEST_SIDE = 224  # pixels: DINOv2 says 518, and is evaluated at 224
+DINOV2_SIDE = 224  # pixels: it says 518, and is evaluated at 224
 
 
 class DinoBackbone:
@@ -36,7 +36,9 @@ class DinoBackbone:
 
     def __init__(self, name: str, device: torch.device) -> None:
         config = _config("dino", name, list(DINO_KINDS))
-        self.side = min(config.image_size, LARGEST_SIDE)
+        self.side = config.image_size
+        if config.model_type == "dinov2":  # which alone takes other sides than its own
+            self.side = min(self.side, DINOV2_SIDE)
         kind, options = DINO_KINDS[config.model_type]
         self.network = _load(kind, "dino", name, device, **options)
 
