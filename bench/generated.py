@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from sopt.files import write_text
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 END = "<!-- end -->\n"
@@ -16,9 +18,15 @@ def begin(command: str) -> str:
 
 
 def spliced(text: str, command: str, content: str) -> str:
-    """``text`` with ``content`` between the marks of ``command``."""
-    before, _, rest = text.partition(begin(command))
-    _, _, after = rest.partition(END)
+    """``text`` with ``content`` between the marks of ``command``.
+
+    Raises:
+        ValueError: It has not the one mark and, somewhere after it, the other.
+    """
+    before, *rest = text.split(begin(command))
+    if len(rest) != 1 or END not in rest[0]:
+        raise ValueError(f"there must be one {begin(command)!r}, and {END!r} after it")
+    _, _, after = rest[0].partition(END)
     return before + begin(command) + content + END + after
 
 
@@ -29,6 +37,8 @@ def rewrite(document: str, command: str, content: str, description: str | None) 
     check = parser.parse_args().check
     path = ROOT / document
     text = path.read_text()
-    if check and text != spliced(text, command, content):
+    wanted = spliced(text, command, content)
+    if not check:
+        write_text(path, wanted)
+    elif text != wanted:
         sys.exit(f"{document} does not have the figures of bench/results: python -m {command}")
-    path.write_text(spliced(text, command, content))

@@ -10,7 +10,7 @@ import torch
 
 import sopt_kernels
 
-PACKAGES = ("sopt", "torch", "diffusers", "transformers", "peft", "accelerate", "triton")
+PACKAGES = ("sopt", "torch", "diffusers", "transformers", "peft", "accelerate", "triton", "pillow")
 GIB = 2**30
 
 
@@ -28,10 +28,15 @@ def examine() -> dict[str, Any]:
         'cpu'
     """
     return {
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "versions": versions(),
         "devices": [_cpu(), *map(_gpu, range(torch.cuda.device_count()))],
         "kernels": [asdict(body) for body in sopt_kernels.backends()],
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages that results may depend on; None of one that is not there."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
 def render(findings: dict[str, Any]) -> str:

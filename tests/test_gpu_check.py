@@ -138,3 +138,6 @@ def test_measures_every_body_and_prints_it(speed, check, monkeypatch, tmp_path):
     begin, end = generated.begin(table.COMMAND), generated.END
     text = generated.spliced(f"head{begin}old\n{end}rest", table.COMMAND, updated)
     assert text == f"head{begin}{updated}{end}rest"
+    for broken in (f"head{begin}old\nrest", f"head{end}rest", text + text):
+        with pytest.raises(ValueError, match="there must be one"):
+            generated.spliced(broken, table.COMMAND, updated)

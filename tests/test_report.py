@@ -170,6 +170,11 @@ def test_settings_that_a_command_cannot_give_are_named(tmp_path):
     assert not page.all("image")  # nobody knows the callable's surface
 
 
+def test_words_of_a_prompt_are_no_objects(tmp_path):
+    folder = save_run(tmp_path / "dog", prompt="the callable dog, given as an object")
+    assert "to be put in by hand" not in page_of(write_report([folder])).words
+
+
 def test_other_peoples_files_are_not_overwritten(run_folder):
     file = run_folder / "report.html"
     file.write_text("mine")

@@ -35,7 +35,7 @@ def fake_runs(monkeypatch):
 
     def run(method, subject, seed, protocol, chosen):
         calls.append((method, subject, seed, dict(chosen)))
-        row = line(method, subject, seed, float(subject), dict(chosen))
+        row = line(method, subject, seed, float(subject), dict(chosen), steps=protocol.steps)
         return row | {"protocol": asdict(protocol)}
 
     monkeypatch.setattr(running, "run_line", run)
@@ -88,6 +88,25 @@ def test_runs_that_are_there_are_not_done_again(fake_runs, tmp_path, caplog):
     assert len(fake_runs) == 24
 
 
+def test_runs_are_done_again_when_the_settings_of_their_method_have_changed(
+    fake_runs, tmp_path, monkeypatch
+):
+    file, tuning = tmp_path / "r.jsonl", tmp_path / "t.jsonl"
+    some = {"methods": ["none", "tap"], "seeds": [0], "subjects": [0], "tuning": tuning}
+    benchmark_tiny(file, **SMALL, **some)
+    searched, all_runs = 2 * TRIALS, 2 * TRIALS + 4  # of tap; and with both ends, one of each
+    assert len(fake_runs) == all_runs
+    benchmark_tiny(file, **SMALL, **some)
+    assert len(fake_runs) == all_runs
+    changed = replace(METHODS["tap"], common=METHODS["tap"].common | {"num_perturbations": 3})
+    monkeypatch.setitem(METHODS, "tap", changed)
+    benchmark_tiny(file, **SMALL, **some)
+    assert len(fake_runs) == all_runs + searched + 1
+    assert {each[0] for each in fake_runs[all_runs:]} == {"tap"}
+    found = analyse(read_lines(file))
+    assert found["methods"]["tap"]["runs"] == 1  # the new one
+
+
 def test_runs_that_another_process_did_meanwhile_are_left_out(fake_runs, tmp_path, monkeypatch):
     file, own = tmp_path / "r.jsonl", running.run_line
 
@@ -114,7 +133,8 @@ def test_the_search_tries_each_method_six_times_on_two_other_subjects(
         fake_runs.append((method, subject, seed, dict(chosen)))
         # The protocol of the search has half of the pictures.
         assert protocol.images_per_prompt == (1 if subject >= TUNING else 2)
-        row = line(method, subject, seed, float(dict(chosen) == dict(best)), dict(chosen))
+        score = float(dict(chosen) == dict(best))
+        row = line(method, subject, seed, score, dict(chosen), steps=protocol.steps)
         return row | {"protocol": asdict(protocol)}
 
     monkeypatch.setattr(running, "run_line", run)
@@ -225,6 +245,8 @@ def test_the_analysis_is_by_hand_and_says_what_it_rests_on():
     old = line("tap", 0, 0, 0.5) | {"protocol": {}}
     replaced = line("dtap-0.75", 0, 0, 0.99)
     assert analyse([old, replaced, *lines]) == found
+    mixed = [lines[0] | {"commit": "0123456789+"}, lines[1] | {"commit": None}, *lines[2:]]
+    assert "commits 0123456+, unknown, abc." in markdown(analyse(mixed))
     one = markdown(analyse([each for each in lines if each["subject"] == 0]))
     assert "one subject gives no intervals" in one
     assert markdown(analyse([])).startswith("There are no results yet.")

@@ -5,7 +5,6 @@ What takes seconds to import is imported on use: the command line reads signatur
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +32,6 @@ PUBLISHED = {  # subjects, prompts of each, pictures of each prompt
 GRID_CELL = 192  # pixels, most in a grid
 GRID = "grid.png"
 PROMPTS_AT_ONCE = 5  # for each so many the model is loaded once; their pictures are in memory
-PACKAGES = ("sopt", "torch", "diffusers", "transformers", "peft", "pillow")
 
 
 @dataclass(frozen=True)
@@ -163,10 +161,7 @@ def benchmark(
         "subset": _subset(dataset, chosen, protocol),
         "settings": settings,
         "backbones": backbones,
-        "versions": {
-            name: ", ".join(sorted({str(each["versions"][name]) for each in results.values()}))
-            for name in PACKAGES
-        },
+        "versions": _joined([each["versions"] for each in results.values()]),
         "mean": {metric: _mean([each[metric] for each in results.values()]) for metric in METRICS},
         "subjects": results,
     }
@@ -207,6 +202,7 @@ def _subject(
     subject: Subject, protocol: Protocol, training: dict[str, Any], output: Path
 ) -> dict[str, Any]:
     """Train, draw and score one subject, or take what is there of it."""
+    from ..doctor import versions
     from ..files import write_bytes, write_json
     from ..run_folder import picture_fingerprint
     from ..trainer import train
@@ -240,7 +236,7 @@ def _subject(
     peaks = {phase: size for phase, size in run.memory.items() if isinstance(size, int)}
     scores["peak_bytes"] = max(peaks.values())
     scores["train_seconds"] = sum(entry["seconds"] for entry in run.history)
-    scores["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
+    scores["versions"] = versions()
     write_json(done, scores)
     return scores
 
@@ -341,6 +337,15 @@ def _subset(dataset: str, chosen: Sequence[Subject], protocol: Protocol) -> str 
     names = ("subjects", "prompts", "images per prompt")
     parts = zip(found, wanted, names, strict=True)
     return ", ".join(f"{each} of {most} {name}" for each, most, name in parts if each < most)
+
+
+def _joined(versions: Sequence[Mapping[str, str | None]]) -> dict[str, str | None]:
+    """Of each package the version, or all that there are."""
+    found: dict[str, set[str]] = {}
+    for each in versions:
+        for name, version in each.items():
+            found.setdefault(name, set()).update([] if version is None else [version])
+    return {name: ", ".join(sorted(each)) or None for name, each in found.items()}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -16,10 +16,13 @@ from .reading import RunFiles
 # What a run must be given, and what decides which defaults its other settings have.
 DECISIVE = ("images", "prompt", "output", "method", "train", "token", "initializer", "preset")
 
+# What may be given as a Python object.
+OBJECTS = ("model", "images", "prior_images", "schedule")
+
 
 def repeat(run: RunFiles) -> Markup:
     """The command that does the run again, in another folder."""
-    lost = [name for name, value in run.settings.items() if is_lost(value)]
+    lost = [name for name in OBJECTS if is_lost(run.settings.get(name))]
     body: list[Markup] = [element("pre", element("code", repeat_command(run.settings)))]
     if lost:
         note = f"Given as Python objects, so to be put in by hand: {', '.join(lost)}."
@@ -40,7 +43,7 @@ def repeat_command(settings: dict[str, Any]) -> str:
 
 
 def is_lost(value: Any) -> bool:
-    """Whether a setting was given as an object, of which there is but a description."""
+    """Whether one of ``OBJECTS`` was given as such, so that there is but a description of it."""
     texts = value if isinstance(value, list) else [value]
     return any(re.search(r"given as an object$|^the callable ", str(text)) for text in texts)
 

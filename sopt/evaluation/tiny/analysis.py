@@ -32,24 +32,25 @@ def analyse(lines: Sequence[Line]) -> dict[str, Any]:
 
     Args:
         lines: Of a file, in its order. Those of another protocol than the last one's are left out,
-            and those with other chosen settings than the last one of their method; of several lines
+            and those with other settings than the last one of their method; of several lines
             of a run the last one counts.
 
     Returns:
         ``methods``: for each the ``chosen`` settings, the interval of every column, raw and as a
         ``fraction`` of the way from floor to ceiling, by ``groups`` too, its ``difference`` from
         backprop-high on the same subjects and seeds, mean peak, seconds and passes; ``ceiling`` and
-        ``floor``; ``observations`` with their verdicts; ``judges``, their figures on held-out
-        drawings; ``subjects``, ``seeds``, ``commits``, ``protocol`` and ``tuned`` of the lines.
+        ``floor``; ``observations`` with their verdicts, and the chosen settings that are
+        ``unequal`` in them; ``judges``, their figures on held-out drawings; ``subjects``,
+        ``seeds``, ``commits``, ``protocol`` and ``tuned`` of the lines.
         Figures that the lines do not give are None.
     """
     protocol = lines[-1]["protocol"] if lines else None
     lines = [line for line in lines if line["protocol"] == protocol]
-    chosen = {line["method"]: line["chosen"] for line in lines}
+    settings = {line["method"]: line["settings"] for line in lines}
     last = {
         (line["method"], line["subject"], line["seed"]): line
         for line in lines
-        if line["chosen"] == chosen[line["method"]]
+        if line["settings"] == settings[line["method"]]
     }
     lines = list(last.values())
     known = json.loads((judge.WEIGHTS.parent / "figures.json").read_text())
@@ -71,11 +72,11 @@ def analyse(lines: Sequence[Line]) -> dict[str, Any]:
         "methods": methods,
         "floor": {column: end[0] for column, end in ends.items()},
         "ceiling": {column: end[1] for column, end in ends.items()},
-        "observations": [_verdict(each, fractions) for each in OBSERVATIONS],
+        "observations": [_verdict(each, fractions, methods) for each in OBSERVATIONS],
         "judges": {name: known[f"{name}_on_held_out_drawings"] for name in ("judge", "segmenter")},
         "subjects": len({line["subject"] for line in lines}),
         "seeds": len({line["seed"] for line in lines}),
-        "commits": sorted({str(line["commit"]) for line in lines}),
+        "commits": sorted({line["commit"] for line in lines}, key=str),
         "protocol": protocol,
         "tuned": all(
             bool(line["chosen"]) for line in lines if METHODS.get(line["method"], _NONE).trials
@@ -147,14 +148,16 @@ def _method(
 
 
 def _verdict(
-    observation: Observation, fractions: Mapping[str, Mapping[str, Values]]
+    observation: Observation,
+    fractions: Mapping[str, Mapping[str, Values]],
+    methods: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     values = {name: fractions[name][observation.column] for name in observation.weights}
     found = contrast(observation.weights, values)
     gain = None
     if observation.gain is not None:
-        values = {name: fractions[name][observation.column] for name in observation.gain}
-        gain = contrast(observation.gain, values)
+        gains = {name: fractions[name][observation.column] for name in observation.gain}
+        gain = contrast(observation.gain, gains)
     return {
         "text": observation.text,
         "source": observation.source,
@@ -163,7 +166,15 @@ def _verdict(
         "interval": _plain(found),
         "gain": _plain(gain),
         "verdict": observation.verdict(found, gain),
+        "unequal": _unequal([methods[name]["chosen"] for name in values if name in methods]),
     }
+
+
+def _unequal(chosen: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings that the search chose for several methods, and not the same."""
+    names = dict.fromkeys(name for each in chosen for name in each)
+    found = {name: {each[name] for each in chosen if name in each} for name in names}
+    return [name for name, values in found.items() if len(values) > 1]
 
 
 def _average(values: Sequence[float | None]) -> float | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ... import checks
 from ...errors import InputError
-from .methods import CEILING, FLOOR, NAMES, check_methods
+from .methods import CEILING, FLOOR, NAMES, check_methods, training_settings
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,9 @@ def benchmark_tiny(
 
     Each (method, subject, seed) is a line of ``output``, appended when it is done. A benchmark that
     was stopped goes on when called again, with more subjects, seeds or methods too; lines with
-    other settings stay in the file and count for nothing. Several processes may share the file:
-    given subjects and seeds in opposite orders, they meet in the middle.
+    other settings, the method's own among them, stay in the file and count for nothing. Several
+    processes may share the file: given subjects and seeds in opposite orders, they meet in the
+    middle.
 
     Args:
         output: The file of results, ``.jsonl``.
@@ -88,7 +89,7 @@ def benchmark_tiny(
     runs = [(key, chosen.get(key[0], {})) for key in wanted]
     run_missing(file, protocol, runs)
     found = {_identity(line): line for line in read_lines(file)}
-    return [found[key, _frozen(asdict(protocol)), _frozen(settings)] for key, settings in runs]
+    return [found[_wanted(key, protocol, settings)] for key, settings in runs]
 
 
 def run_missing(file: Path, protocol: Any, runs: Iterable[tuple[Key, Mapping[str, Any]]]) -> None:
@@ -98,10 +99,9 @@ def run_missing(file: Path, protocol: Any, runs: Iterable[tuple[Key, Mapping[str
     from .lines import append_line, read_lines
     from .running import run_line
 
-    own = _frozen(asdict(protocol))
     lines = read_lines(file)
     done = {_identity(line) for line in lines}
-    missing = [run for run in runs if (run[0], own, _frozen(run[1])) not in done]
+    missing = [(key, chosen) for key, chosen in runs if _wanted(key, protocol, chosen) not in done]
     if not missing:
         logger.info("%s has all lines", file)
         return
@@ -113,11 +113,12 @@ def run_missing(file: Path, protocol: Any, runs: Iterable[tuple[Key, Mapping[str
         unit="core-s",
         bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
     ) as bar:
-        for (method, subject, seed), settings in missing:
+        for key, settings in missing:
+            method, subject, seed = key
             bar.set_postfix_str(f"{method}, subject {subject}, seed {seed}")
-            wanted = (method, subject, seed), own, _frozen(settings)
-            if wanted not in map(_identity, read_lines(file)):  # of another process, meanwhile
+            if _wanted(key, protocol, settings) not in map(_identity, read_lines(file)):
                 append_line(file, run_line(method, subject, seed, protocol, settings))
+            # else another process did it meanwhile
             bar.update(round(expected[method]))
 
 
@@ -141,7 +142,13 @@ def _expected(
 
 def _identity(line: Mapping[str, Any]) -> tuple[Key, Any, Any]:
     key = (line["method"], line["subject"], line["seed"])
-    return key, _frozen(line["protocol"]), _frozen(line["chosen"])
+    return key, _frozen(line["protocol"]), _frozen(line["settings"])
+
+
+def _wanted(key: Key, protocol: Any, chosen: Mapping[str, Any]) -> tuple[Key, Any, Any]:
+    """The identity of the line that a run will have."""
+    settings = training_settings(key[0], protocol.steps, chosen)
+    return key, _frozen(asdict(protocol)), _frozen(settings)
 
 
 def _frozen(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

@@ -14,7 +14,9 @@ from ...files import write_all
 from ...text_files import parse_object
 
 # What every line of a run has, and the table and the next call need.
-REQUIRED = ("method", "subject", "seed", "protocol", "chosen", "scores", "core_seconds")
+REQUIRED = (
+    "method", "subject", "seed", "protocol", "chosen", "settings", "scores", "core_seconds",
+)  # fmt: skip
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

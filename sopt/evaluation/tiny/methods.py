@@ -119,6 +119,17 @@ CEILING, FLOOR = "drawings", "others"
 NAMES = (CEILING, FLOOR, *METHODS)
 
 
+def training_settings(name: str, steps: int, chosen: Settings) -> dict[str, Any]:
+    """All settings that a run of a name has: nothing where nothing is trained.
+
+    A result is of these: after a change of a method's own settings its runs are done again.
+    """
+    method = METHODS.get(name)
+    if method is None or method.settings is None:
+        return {}
+    return method.training(steps, chosen)
+
+
 def check_methods(names: Sequence[str]) -> None:
     """Raise InputError for a name that is no method's."""
     for name in names:

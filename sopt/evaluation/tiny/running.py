@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import statistics
 import subprocess
@@ -17,12 +16,13 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ...doctor import versions
 from ...errors import InputError, NotFiniteError
 from ...run_folder import Run
 from ...sampling import TINY_GUIDANCE, generate, png_bytes
 from ...tiny.drawings import draw
 from ...trainer import train
-from .methods import METHODS, Method
+from .methods import METHODS, Method, training_settings
 from .scores import Task, draw_real, forget, make_task, nothing_drawn, score
 
 SEEDS_A_RUN = 10**6  # a picture's seed does not depend on how many there are
@@ -54,8 +54,9 @@ def run_line(
     Returns:
         ``scores`` by group of prompts, all 0 if the run diverged, and then ``failed`` says so: a
         run that is left out would be no failure; ``phases`` and ``peak_bytes`` of tensors in
-        training; ``seconds`` of training and of drawing, ``core_seconds`` of both on all cores
-        together; ``forwards`` and ``backwards`` of the U-Net in training; and what they rest on.
+        training; ``seconds`` of training and of drawing, ``core_seconds`` of both and of scoring,
+        which takes about three, on all cores together; ``forwards`` and ``backwards`` of the U-Net
+        in training; and what they rest on, with all ``settings``.
     """
     task, started, cores = make_task(number), time.perf_counter(), time.process_time()
     line: dict[str, Any] = {
@@ -64,6 +65,8 @@ def run_line(
         "seed": seed,
         "protocol": asdict(protocol),
         "chosen": dict(chosen),
+        "settings": training_settings(method, protocol.steps, chosen),
+        **_provenance(),  # as it began: files may change meanwhile
     }
     kind = METHODS.get(method)
     pictures: list[list[Image.Image]] | None
@@ -86,7 +89,7 @@ def run_line(
     line["scores"] = nothing_drawn() if pictures is None else score(task, pictures)
     line["seconds"] = {"train": trained - started, "draw": drawn - trained}
     line["core_seconds"] = time.process_time() - cores
-    return line | _provenance()
+    return line
 
 
 def estimate(method: str, protocol: Protocol) -> float:
@@ -210,7 +213,7 @@ def _provenance() -> dict[str, Any]:
         commit += "+"
     return {
         "commit": commit,
-        "versions": {name: importlib.metadata.version(name) for name in ("sopt", "torch")},
+        "versions": versions(),
         "machine": f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
     }

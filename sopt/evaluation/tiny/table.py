@@ -42,7 +42,7 @@ def basis(analysis: Mapping[str, Any]) -> str:
         ", ".join(f"{name} {value:.0%}" for name, value in analysis["judges"][judge].items())
         for judge in ("judge", "segmenter")
     )
-    commits = ", ".join(commit[:7] for commit in analysis["commits"])
+    commits = ", ".join(_short(commit) for commit in analysis["commits"])
     return (
         f"{'; '.join(notes)}; commits {commits}. Floor to ceiling: {', '.join(ends)}. Of drawings "
         f"they have not seen the judge reads right: {read} (of four individuals alike in all else; "
@@ -111,8 +111,16 @@ def observations(analysis: Mapping[str, Any]) -> str:
         terms = [f"{weight:+g} {name}" for name, weight in each["weights"].items()]
         rule = f"{each['column']}: {' '.join(terms)} > 0"
         row = [each["text"], each["source"], rule, _interval(each["interval"], signed=True)]
-        rows.append([*row, each["verdict"]])
+        verdict = each["verdict"]
+        if each["unequal"] and each["interval"] is not None:
+            verdict += f" (unequal {' and '.join(each['unequal'])})"
+        rows.append([*row, verdict])
     return _table(["observation", "of", "holds if", "found", "verdict"], rows)
+
+
+def _short(commit: str | None) -> str:
+    """A plus says that files differed from the commit's."""
+    return "unknown" if commit is None else commit[:7] + "+" * commit.endswith("+")
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from .benchmark import run_missing
 from .lines import read_lines
-from .methods import METHODS
+from .methods import METHODS, training_settings
 from .running import Protocol
 from .scores import TUNING, overall
 
@@ -42,8 +42,16 @@ class SearchFile:
             ),
         )
         own = asdict(self._protocol)
-        lines = [line for line in read_lines(self._file) if line["protocol"] == own]
+        lines = [
+            line
+            for line in read_lines(self._file)
+            if line["protocol"] == own and line["settings"] == self._settings(line)
+        ]
         return {name: choose(name, lines, trials) for name, trials in tried.items() if trials}
+
+    def _settings(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """What the method of a line has now."""
+        return training_settings(line["method"], self._protocol.steps, line["chosen"])
 
 
 def choose(
