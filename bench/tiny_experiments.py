@@ -33,6 +33,7 @@ from sopt.evaluation.tiny.scores import make_task
 from sopt.files import write_json
 
 STEPS = 400
+TOKEN_STEPS = 200  # which are 1500 of a token
 ZO_STEPS, ZO_RATES = 200, (0.01, 0.03, 0.1)
 LR = 2.5e-4  # what the search of the benchmark chose
 SHARES = (0, 0.25, 0.5, 0.75)
@@ -112,14 +113,15 @@ def gain(subject: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def timesteps(subject: int, seed: int, steps: int) -> dict[str, Any]:
+def timesteps(subject: int, seed: int) -> dict[str, Any]:
     """The scores of ZOODiP's words, by the timesteps they were learned at."""
     rows = {}
     for name, (first, last) in TIMESTEPS.items():
         chosen = {"min_timestep": first, "max_timestep": last}
-        line = run_line("token-zoodip", subject, seed, Protocol(steps, 4, SAMPLING_STEPS), chosen)
+        protocol = Protocol(TOKEN_STEPS, 4, SAMPLING_STEPS)
+        line = run_line("token-zoodip", subject, seed, protocol, chosen)
         rows[name] = {k: line[k] for k in ("scores", "core_seconds", "forwards")}
-    return {"steps": steps, "by_timesteps": rows}
+    return {"steps": TOKEN_STEPS, "by_timesteps": rows}
 
 
 def fused(subject: int, seed: int) -> dict[str, Any]:
@@ -160,16 +162,14 @@ def main() -> None:
     parser.add_argument("name", choices=["blocks", "gain", "timesteps", "fused"])
     parser.add_argument("--subjects", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=200, help="of a LoRA; a token has 7.5 times")
     arguments = parser.parse_args()
     file = RESULTS / f"tiny_{arguments.name}.json"
     rows = json.loads(file.read_text()) if file.exists() else {}
     experiment = {"blocks": blocks, "gain": gain, "timesteps": timesteps, "fused": fused}
-    more = [arguments.steps] if arguments.name == "timesteps" else []
     for subject in arguments.subjects:
         key = f"{subject},{arguments.seed}"
         if key not in rows:
-            rows[key] = experiment[arguments.name](subject, arguments.seed, *more)
+            rows[key] = experiment[arguments.name](subject, arguments.seed)
             write_json(file, rows)
         print(key, json.dumps(rows[key]), flush=True)
 
