@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,8 +17,6 @@ from .models.tiles import enable_tiles
 from .steps.loss import Sample
 from .steps.seeds import Tag, integer, noise, seed64
 from .streaming import open_text_encoder
-
-logger = logging.getLogger(__name__)
 
 TILE = 256  # side, in pixels, of the tiles that the VAE sees where it is tiled
 VAE_DECODER = ("decoder", "post_quant_conv")  # not needed for encoding
@@ -150,13 +147,10 @@ def _encode_pictures(
         vae = model.load("vae", dtype, memory.device, dropped=VAE_DECODER)
         if tiled:
             enable_tiles(vae, TILE, model.vae_factor)
-    enlarged: list[tuple[int, str]] = []
     encoded: dict[int, list[EncodedPicture]] = {side: [] for side in sides}
     with memory.phase("cache"):
         for picture in pictures:
             image = picture.image
-            if min(image.size) < max(sides):
-                enlarged.append((min(image.size), picture.name))
             for side in sides:
                 pixels = to_pixels(image, side).to(memory.device, dtype)
                 posterior = vae.encode(pixels).latent_dist
@@ -176,11 +170,4 @@ def _encode_pictures(
                     )
                 )
                 del posterior
-    if enlarged:
-        smallest, name = min(enlarged)
-        logger.warning(
-            "%d of %d pictures were enlarged to %d pixels, and the model learns their blur; the "
-            "smallest is %s with %d",
-            len(enlarged), len(pictures), max(sides), name, smallest,
-        )  # fmt: skip
     return encoded

@@ -30,7 +30,8 @@ MIB = 2**20
 
 GENERATE_HELP = {
     "prompt": "text to draw, with the word that stands for the subject: 'a sks dog on the beach'",
-    "model": "'tiny' (bundled), a diffusers folder, a .safetensors file or a hub id",
+    "model": "'tiny' (bundled), a diffusers folder, a .safetensors file or a hub id; that of the "
+    "adapter's run if not given, and tiny without a run",
     "adapter": "a run's folder, a LoRA file of diffusers or kohya, a token file, or the difference "
     "that trained codes or scales are",
     "seed": "seed of the first picture; the next has the next seed",
@@ -232,8 +233,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 # What has defaults of its own.
 _MODES: dict[str, dict[str, Any]] = {
     "textual-inversion": {"method": "textual-inversion", "token": "<dog>", "initializer": "dog"},
-    "train=codes": {"train": "codes", "method": "zeroth-order"},
-    "train=scales": {"train": "scales", "method": "zeroth-order"},
+    "train=codes": {"train": "codes"},
+    "train=scales": {"train": "scales"},
 }
 
 
@@ -257,7 +258,7 @@ def _add_settings(parser: argparse.ArgumentParser, without: Sequence[str] = ()) 
             own = [
                 f"{mode} {values[setting.name]}"
                 for mode, values in implied.items()
-                if values[setting.name] != setting.default
+                if values[setting.name] != setting.default and setting.name not in _MODES[mode]
             ]
             text += f" (default: {setting.default}{'; with ' * bool(own)}{', '.join(own)})"
         parser.add_argument(

@@ -244,7 +244,9 @@ class TrainConfig(AverageSettings, LeanSettings, TokenSettings, CodesSettings):
         for name, setting in known.items():
             if name not in settings and setting.default is MISSING:
                 raise InputError(f"{name} is missing: {setting.metadata['help']}")
-        method = checks.choice("method", settings.get("method", "selective"), METHODS)
+        usual = "zeroth-order" if settings.get("train") in INT8_TRAINED else "selective"
+        settings = {"method": usual} | settings
+        method = checks.choice("method", settings["method"], METHODS)
         checked = {name: _checked(name, value) for name, value in settings.items()}
         for name, implied in _IMPLIED[method].items():
             if checked.setdefault(name, implied) != implied:

@@ -18,7 +18,7 @@ from . import checks
 from .codes.settings import INT8_TRAINED
 from .errors import InputError
 from .lean_settings import OFFLOADS
-from .settings_file import read_yaml
+from .settings_file import is_described, settings_of_run
 
 STEPS = 25  # of the model's own scheduler
 GUIDANCE = 7.5  # diffusers' default for Stable Diffusion
@@ -29,7 +29,7 @@ LABEL_HEIGHT = 14  # pixels
 
 
 def generate(
-    model: Any = "tiny",
+    model: Any = None,
     adapter: Any = None,
     *,
     prompt: str | Sequence[str],
@@ -57,8 +57,9 @@ def generate(
     are neither read nor advanced.
 
     Args:
-        model: "tiny" (bundled), a diffusers folder, a hub id or a loaded pipeline, which is
-            left as it is.
+        model: "tiny" (bundled), a diffusers folder, a .safetensors file, a hub id or a loaded
+            pipeline, which is left as it is. If not given that of the run which the adapter is
+            from, and "tiny" for an adapter that is in no run's folder.
         adapter: A run's folder, a LoRA file of diffusers or kohya, a token file (textual
             inversion), the difference that trained codes or scales are, or what ``train`` returned.
         prompt, negative_prompt: Texts, cut at the text encoder's length.
@@ -93,12 +94,14 @@ def generate(
         >>> pictures[0].save("beach.png")
     """
     checks.choice("offload", offload, OFFLOADS)
+    file = None if adapter is None else adapter_file(adapter)
+    if model is None:
+        model = "tiny" if file is None else _model_of_run(adapter, file)
     if guidance is None:
         guidance = TINY_GUIDANCE if model == "tiny" else GUIDANCE
     prompts: list[Any] = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
     _check_settings(prompts, seed, steps, guidance, adapter_scale, num_images, batch_size)
     firsts = [seed + SEEDS_A_PROMPT * number for number in range(len(prompts))]
-    file = None if adapter is None else adapter_file(adapter)
 
     from . import drawing
 
@@ -201,6 +204,16 @@ def _check_settings(
             raise InputError(f"{name} must be a finite number, got {number!r}")
 
 
+def _model_of_run(adapter: Any, file: Path) -> Any:
+    """What the run that an adapter is from was given for a model; "tiny" if there was no run."""
+    if (config := getattr(adapter, "config", None)) is not None:  # what train returned
+        return config.model
+    model = settings_of_run(file.parent).get("model", "tiny")
+    if is_described(model):
+        raise InputError(f"model is missing: the run in {file.parent} had {model}")
+    return model
+
+
 def adapter_file(adapter: Any) -> Path:
     """The file of a LoRA, a token or a difference of int8 weights that a folder, a file or a
     finished run means; InputError if there is none."""
@@ -212,7 +225,7 @@ def adapter_file(adapter: Any) -> Path:
     from .codes.files import DIFFERENCE
     from .export import DIFFUSERS_FILE
 
-    settings = read_yaml(config) if (config := path / "config.yaml").is_file() else {}
+    settings = settings_of_run(path)
     token, trained = settings.get("token"), settings.get("train")
     name = DIFFUSERS_FILE if token is None else f"{token}.safetensors"
     file = path / (DIFFERENCE if trained in INT8_TRAINED else name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import yaml
 
 from .errors import InputError
 from .text_files import read_text
+
+OF_A_RUN = "config.yaml"  # in its folder
 
 
 def plain(value: Any) -> Any:
@@ -24,6 +27,22 @@ def plain(value: Any) -> Any:
     if callable(value) and hasattr(value, "__qualname__"):
         return f"the callable {value.__module__}.{value.__qualname__}"
     return f"a {type(value).__name__} given as an object"
+
+
+def is_described(value: Any) -> bool:
+    """Whether :func:`plain` had but a description for the setting, or for one of a list."""
+    texts = value if isinstance(value, list) else [value]
+    return any(re.search(r"given as an object$|^the callable ", str(text)) for text in texts)
+
+
+def settings_of_run(folder: Path) -> dict[str, Any]:
+    """The settings of the run whose folder it is, unchecked; none if there was no run in it.
+
+    Raises:
+        InputError: They are damaged.
+    """
+    file = folder / OF_A_RUN
+    return read_yaml(file) if file.is_file() else {}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from .adapters import adapter_files, save_adapter
 from .budget import Budget, process_bound, readable
 from .checkpoint import Checkpoint, History, optimizer_state
 from .config import AUTO, TrainConfig
-from .data import Picture, describe_pictures, load_pictures
+from .data import Picture, describe_pictures, load_pictures, warn_of_enlarging
 from .errors import InputError
 from .files import check_writable, write_bytes, write_json, write_text
 from .memory import MemoryRecorder, anonymous_resident_bytes, map_large_blocks
@@ -38,7 +38,7 @@ from .sampling import generate, png_bytes
 from .schedules import make_schedule
 from .steps.draws import draw_step
 from .token.words import check_captions, learn_word, warn_of_rounding
-from .training import frozen_fingerprint, make_training
+from .training import frozen_fingerprint, make_training, sides
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ def train(**settings: Any) -> Run:
             del previous  # else its tensors would be in memory all along
             check_writable(config.output)
             logger.info("%s", describe_pictures(pictures))
+            warn_of_enlarging(pictures, max(sides(config)))
             _run(config, model, pictures, folder, identity, processes)
             processes.finish()
         return folder.run(config)

@@ -330,10 +330,18 @@ def test_int8_models_that_will_not_do(micro_model, tmp_path, fault, message):
         model.load("unet", FLOAT32)
 
 
+def test_int8_weights_mean_the_only_method_that_trains_them():
+    for train in ("codes", "scales"):
+        assert TrainConfig.create(**NEEDED, train=train).method == "zeroth-order"
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({}, "train='codes' does not go with method='selective': int8 weights are trained by"),
+        (
+            {"method": "selective"},
+            "train='codes' does not go with method='selective': int8 weights are trained by",
+        ),
         ({"method": "backprop-low"}, "train='codes' does not go with method='backprop-low'"),
         ({"method": "textual-inversion"}, "train='codes' does not go with method='textual-inv"),
         ({"method": "zeroth-order", "weights": "bfloat16"}, "weights='bfloat16' does not go with"),

@@ -191,6 +191,19 @@ def test_an_adapter_of_another_model_is_refused_in_one_sentence(model, tmp_path)
         assert "\n" not in str(caught.value)
 
 
+def test_the_model_is_that_of_the_adapters_run_if_not_given(model, tmp_path, run_folder):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    (run / "config.yaml").write_text(f"model: {model}\n")
+    options = {"prompt": PROMPT, "steps": STEPS, "resolution": 64}
+    expected = np.asarray(generate(model, run, **options)[0])
+    result = SimpleNamespace(adapter=run / DIFFUSERS_FILE, config=SimpleNamespace(model=model))
+    for adapter in (run, run / DIFFUSERS_FILE, result):
+        assert np.array_equal(generate(adapter=adapter, **options)[0], expected)
+    (run / "config.yaml").write_text("model: a StableDiffusionPipeline given as an object\n")
+    with pytest.raises(InputError, match=r"model is missing: the run in .* had a StableDiff"):
+        generate(adapter=run, **options)
+
+
 def test_an_adapter_of_a_run_of_another_model_names_it(tmp_path, run_folder):
     run = shutil.copytree(run_folder, tmp_path / "run")
     (run / "config.yaml").write_text("model: sd15.safetensors\n")

@@ -68,7 +68,7 @@ def check_codes_settings(settings: Mapping[str, Any]) -> None:
             raise InputError(f"{name}={settings[name]!r} does not go with train={train!r}")
     if train not in INT8_TRAINED:
         return
-    method = settings.get("method", "selective")
+    method = settings["method"]
     if method != "zeroth-order":
         raise InputError(
             f"train={train!r} does not go with method={method!r}: int8 weights are trained by "

@@ -37,7 +37,10 @@ HELP = {
     "methods": "with tiny: which, and drawings and others for ceiling and floor; all if not given",
     "tuning": "with tiny: a .jsonl file of the search for settings, which is completed first",
 }
-OF_TINY = tuple(inspect.signature(benchmark_tiny).parameters)
+TINY_DEFAULTS = {  # None: there is none, or it is a long list
+    name: parameter.default if isinstance(parameter.default, int) else None
+    for name, parameter in inspect.signature(benchmark_tiny).parameters.items()
+}
 ONLY_OF_TINY = ("seeds", "methods", "tuning")
 
 
@@ -78,7 +81,7 @@ def _benchmark_tiny(options: dict[str, Any]) -> None:
     file = json_file(options)
     del options["dataset"]
     for name in options:
-        if name not in OF_TINY:
+        if name not in TINY_DEFAULTS:
             raise InputError(f"{name} does not go with the benchmark tiny, which has its own")
     _require(options, ("output",))
     for name in ("subjects", "seeds"):
@@ -108,7 +111,15 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 def add_benchmark_options(parser: argparse.ArgumentParser) -> None:
     known = ", ".join(PUBLISHED)
-    parser.add_argument("dataset", metavar="DATASET", help=f"which one: {known}, or tiny")
+    of_tiny = ", ".join(
+        flag(name) if default is None else f"{flag(name)} ({default})"
+        for name, default in TINY_DEFAULTS.items()
+    )
+    parser.add_argument(
+        "dataset",
+        metavar="DATASET",
+        help=f"which one: {known}; or tiny, which takes {of_tiny} and --json alone",
+    )
     for name in ONLY_OF_TINY:
         several = None if name == "tuning" else "+"
         parser.add_argument(flag(name), metavar=name.upper(), nargs=several, help=HELP[name])

@@ -1,6 +1,6 @@
 """Pictures of a subject with their captions, from any layout of folder that trainers use."""
 
-from .intake import describe_pictures, load_pictures
+from .intake import describe_pictures, load_pictures, warn_of_enlarging
 from .picture import Picture, square_crop, to_pixels, weighted_index
 
 __all__ = [
@@ -9,5 +9,6 @@ __all__ = [
     "load_pictures",
     "square_crop",
     "to_pixels",
+    "warn_of_enlarging",
     "weighted_index",
 ]

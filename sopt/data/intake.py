@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from .captions import Rows, fill_placeholders, key, read_rows, subject_words
 from .kohya_toml import find_in_toml
 from .layouts import Found, Located, find_pictures, list_names, locate, short_name
 from .picture import SUFFIXES, Picture, list_formats
+
+logger = logging.getLogger(__name__)
 
 SHOWN_OF_A_CAPTION = 70  # characters
 
@@ -95,6 +98,17 @@ def describe_pictures(pictures: Sequence[Picture]) -> str:
             caption = textwrap.shorten(picture.caption, SHOWN_OF_A_CAPTION, placeholder=" ...")
             lines.append(f"{picture.name:{width}}  {picture.repeats:7}  {caption}")
     return "\n".join(lines)
+
+
+def warn_of_enlarging(pictures: Sequence[Picture], side: int) -> None:
+    """Say which pictures have fewer pixels than the run shows the model of them."""
+    small = [(min(each.image.size), each.name) for each in pictures if min(each.image.size) < side]
+    if small:
+        smallest, name = min(small)
+        logger.warning(
+            "%d of %d pictures are enlarged to %d pixels, and the model learns their blur; the "
+            "smallest is %s with %d", len(small), len(pictures), side, name, smallest,
+        )  # fmt: skip
 
 
 class _Intake:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import load_tensors
-from ..settings_file import read_yaml
+from ..settings_file import settings_of_run
 from .model import Model
 
 NAME = "sopt"  # the adapter's name inside the networks
@@ -86,8 +86,7 @@ def check_fit(file: Path, unet: nn.Module) -> None:
 
 def of_another_model(file: Path, difference: str) -> InputError:
     """The error that names the model of the run that the file is from, where the run is there."""
-    settings = file.parent / "config.yaml"
-    known = read_yaml(settings).get("model") if settings.is_file() else None
+    known = settings_of_run(file.parent).get("model")
     trained = "" if known is None else f", of a run of model={known!r}"
     return InputError(f"adapter: {file} is of another model{trained}: {difference}")
 

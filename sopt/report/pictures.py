@@ -13,9 +13,9 @@ from ..data import Picture, load_pictures
 from ..errors import InputError
 from ..run_folder import picture_fingerprint
 from ..sampling import png_bytes
+from ..settings_file import is_described
 from .markup import Markup, element
 from .reading import RunFiles
-from .repeating import is_lost
 
 LARGEST_SIDE = 768  # pixels of a picture in the page
 LOSSLESS_SIDE = 256  # up to it a sample is embedded as PNG
@@ -27,7 +27,7 @@ def photos(run: RunFiles) -> Markup:
     """The first of the pictures that the run learned from, or a sentence on why there are none."""
     own = _subjects(run)
     if not own:
-        if is_lost(run.settings.get("images")):
+        if is_described(run.settings.get("images")):
             why = "they were given as objects"
         elif run.subjects is None:
             why = "there is no checkpoint, which knows them from others"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import fields
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from ..config import TrainConfig
 from ..errors import InputError
 from ..flags import flag
+from ..settings_file import is_described
 from .markup import Markup, element
 from .reading import RunFiles
 
@@ -22,7 +22,7 @@ OBJECTS = ("model", "images", "prior_images", "schedule")
 
 def repeat(run: RunFiles) -> Markup:
     """The command that does the run again, in another folder."""
-    lost = [name for name in OBJECTS if is_lost(run.settings.get(name))]
+    lost = [name for name in OBJECTS if is_described(run.settings.get(name))]
     body: list[Markup] = [element("pre", element("code", repeat_command(run.settings)))]
     if lost:
         note = f"Given as Python objects, so to be put in by hand: {', '.join(lost)}."
@@ -40,12 +40,6 @@ def repeat_command(settings: dict[str, Any]) -> str:
         elif value is not None and (name not in defaults or value != defaults[name]):
             words += _option(name, value)
     return " ".join(map(shlex.quote, words))
-
-
-def is_lost(value: Any) -> bool:
-    """Whether one of ``OBJECTS`` was given as such, so that there is but a description of it."""
-    texts = value if isinstance(value, list) else [value]
-    return any(re.search(r"given as an object$|^the callable ", str(text)) for text in texts)
 
 
 def _defaults(settings: dict[str, Any]) -> dict[str, Any]:
