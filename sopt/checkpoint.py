@@ -199,12 +199,7 @@ class History:
         Raises:
             InputError: Lines up to ``step`` are missing.
         """
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if len(lines) < step or not all(line.endswith(b"\n") for line in lines[:step]):
-            raise InputError(
-                f"{path} has {len(lines)} lines, but the checkpoint beside it is of step {step}; "
-                f"{_REMEDY}"
-            )
+        lines = logged_lines(path, step)
         if len(lines) > step or not path.exists():
             write_text(path, b"".join(lines[:step]).decode("utf-8"))
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
@@ -225,6 +220,21 @@ class History:
 
     def __exit__(self, *exception: Any) -> None:
         self.close()
+
+
+def logged_lines(path: Path, step: int) -> list[bytes]:
+    """The lines of a log, with what may be torn of a last one.
+
+    Raises:
+        InputError: Lines up to ``step`` are missing.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if len(lines) < step or not all(line.endswith(b"\n") for line in lines[:step]):
+        raise InputError(
+            f"{path} has {len(lines)} lines, but the checkpoint beside it is of step {step}; "
+            f"{_REMEDY}"
+        )
+    return lines
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,6 @@ from .devices import resolve_device, resolve_weights, weight_storage
 from .errors import InputError, NotFiniteError
 from .hollow.cuts import Cut, cut_of
 from .hollow.inference import cut_name, run_by_units
-from .memory import map_large_blocks
 from .models import Model, open_model
 from .models.adapter import check_fit, load_adapter, of_another_model
 from .models.added_tokens import add_rows, add_tokens
@@ -52,8 +51,6 @@ def draw(
 ) -> list[Image.Image]:
     """As :func:`sopt.generate`, with the settings checked and the adapter's file found; ``seeds``
     of each prompt's pictures."""
-    if offload == "stream":
-        map_large_blocks()
     device = resolve_device(device)
     opened = open_model(model)
     side = _side(opened, resolution)

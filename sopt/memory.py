@@ -305,19 +305,17 @@ def return_freed_memory() -> None:
         libc.malloc_trim(0)
 
 
-def map_large_blocks() -> None:
-    """Have the C library's allocator give each larger block pages of its own from now on, which the
-    system has back as soon as it is freed. Otherwise it raises its limit up to 32 MiB, as blocks
-    are freed, and keeps their memory in pieces that larger tensors do not fit into: 270 MiB after a
-    streamed backprop step of SD1.5, whose tensors take 240."""
-    _map_blocks_of(_LARGE)
-
-
 @contextlib.contextmanager
-def mapped_weights() -> Iterator[None]:
-    """:func:`map_large_blocks` for what is allocated meanwhile: weights, which live long, so that
-    their pages go when they do, and activations do not lie scattered between them. With activations
-    in pages of their own too, denoising took a fifth more time."""
+def mapped_blocks() -> Iterator[None]:
+    """Have the C library's allocator give each larger block that is allocated meanwhile pages of
+    its own, which the system has back as soon as it is freed.
+
+    Otherwise it raises its limit up to 32 MiB, as blocks are freed, and keeps their memory in
+    pieces that larger tensors do not fit into: 270 MiB after a streamed backprop step of SD1.5,
+    whose tensors take 240. With activations in pages of their own too, denoising takes a fifth more
+    time: runs that have the whole network in memory do this for its weights alone, which live long,
+    so that activations do not lie scattered between them.
+    """
     before = _mapped[0]
     _map_blocks_of(min(_LARGE, before))
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint, read_history
+from .checkpoint import Checkpoint, logged_lines, read_history
 from .config import TrainConfig
 from .data import Picture
 from .errors import InputError
@@ -96,6 +96,7 @@ class RunFolder:
             return None
         checkpoint = Checkpoint.load(self.checkpoint)
         self._check_same(checkpoint.settings, settings)
+        logged_lines(self.history, checkpoint.step)
         return checkpoint
 
     def lock(self) -> Path:

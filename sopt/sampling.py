@@ -6,6 +6,7 @@ and the defaults of :func:`generate` and reports wrong settings at once.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 from collections.abc import Sequence
@@ -104,24 +105,26 @@ def generate(
     firsts = [seed + SEEDS_A_PROMPT * number for number in range(len(prompts))]
 
     from . import drawing
+    from .memory import mapped_blocks
 
-    return drawing.draw(
-        model,
-        file,
-        prompts=prompts,
-        seeds=[range(first, first + num_images) for first in firsts],
-        steps=steps,
-        guidance=guidance,
-        negative_prompt=negative_prompt,
-        adapter_scale=float(adapter_scale),
-        batch_size=batch_size,
-        resolution=resolution,
-        device=device,
-        weights=weights,
-        low_memory=low_memory,
-        offload=offload,
-        two_paths=two_paths,
-    )
+    with mapped_blocks() if offload == "stream" else contextlib.nullcontext():
+        return drawing.draw(
+            model,
+            file,
+            prompts=prompts,
+            seeds=[range(first, first + num_images) for first in firsts],
+            steps=steps,
+            guidance=guidance,
+            negative_prompt=negative_prompt,
+            adapter_scale=float(adapter_scale),
+            batch_size=batch_size,
+            resolution=resolution,
+            device=device,
+            weights=weights,
+            low_memory=low_memory,
+            offload=offload,
+            two_paths=two_paths,
+        )
 
 
 def picture_grid(

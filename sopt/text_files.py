@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,12 @@ def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{where} must be a JSON object, got {str(content)[:80]}")
     return content
+
+
+def checksum(value: Any) -> str:
+    """Of plain values: BLAKE2b over their JSON."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def read_json(file: Path, argument: str = "") -> Any:

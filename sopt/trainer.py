@@ -28,7 +28,7 @@ from .config import AUTO, TrainConfig
 from .data import Picture, describe_pictures, load_pictures, warn_of_enlarging
 from .errors import InputError
 from .files import check_writable, write_bytes, write_json, write_text
-from .memory import MemoryRecorder, anonymous_resident_bytes, map_large_blocks
+from .memory import MemoryRecorder, anonymous_resident_bytes, mapped_blocks
 from .models import Model, held_tensors, open_model
 from .processes import Processes, check_processes, take_gpu
 from .report import record_run
@@ -37,6 +37,7 @@ from .run_folder import Run, RunFolder, picture_fingerprint
 from .sampling import generate, png_bytes
 from .schedules import make_schedule
 from .steps.draws import draw_step
+from .text_files import checksum
 from .token.words import check_captions, learn_word, warn_of_rounding
 from .training import frozen_fingerprint, make_training, sides
 
@@ -83,6 +84,7 @@ def train(**settings: Any) -> Run:
         "images": picture_fingerprint(subjects),
         "prior_images": picture_fingerprint(priors),
         "samples_per_backprop_step": launch.world_size() if config.schedule != 1.0 else 1,
+        "scheduler": _scheduler_fingerprint(model),
     }
     if callable(config.schedule):
         identity["schedule_values"] = _schedule_fingerprint(config, model.num_train_timesteps)
@@ -97,6 +99,8 @@ def train(**settings: Any) -> Run:
         else:
             del previous  # else its tensors would be in memory all along
             check_writable(config.output)
+            if processes.writes and folder.path.is_dir():
+                folder.lock()  # another run at work in it: known at once
             logger.info("%s", describe_pictures(pictures))
             warn_of_enlarging(pictures, max(sides(config)))
             _run(config, model, pictures, folder, identity, processes)
@@ -146,10 +150,11 @@ def _run(
     processes: Processes,
 ) -> None:
     budget = None if config.memory_budget is None else Budget.parse(config.memory_budget)
-    if config.lean:
-        map_large_blocks()
     own = held_tensors(config.model)
-    with MemoryRecorder(torch.device(str(config.device)), budget, own=own) as memory:
+    with (
+        mapped_blocks() if config.lean else contextlib.nullcontext(),
+        MemoryRecorder(torch.device(str(config.device)), budget, own=own) as memory,
+    ):
         adapter = _optimize(config, model, pictures, folder, identity, memory, processes)
         if not processes.writes:
             return
@@ -299,6 +304,12 @@ def _settle(config: TrainConfig, model: Model, pictures: list[Picture]) -> Train
         readable(process_bound(best.peak_bytes, anonymous_resident_bytes())),
     )
     return best.config
+
+
+def _scheduler_fingerprint(model: Model) -> str:
+    """What the loss rests on beside the weights: the target, and how much noise a timestep has."""
+    known = {k: v for k, v in model.configs["scheduler"].items() if not k.startswith("_")}
+    return f"{model.prediction_type} with checksum {checksum(known)}"
 
 
 def _schedule_fingerprint(config: TrainConfig, num_timesteps: int) -> str:

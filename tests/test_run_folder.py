@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import shutil
 from pathlib import Path
 
@@ -133,9 +134,10 @@ def test_schedules_are_compared_by_what_they_say(settings):
         sopt.train(**settings | {"schedule": constant(1.0)})
 
 
-def test_two_runs_at_once_do_not_share_a_folder(settings):
-    with contextlib.closing(RunFolder(settings["output"])) as other:
+def test_two_runs_at_once_do_not_share_a_folder(settings, monkeypatch):
+    with contextlib.closing(RunFolder(settings["output"])) as other, monkeypatch.context() as patch:
         other.lock()
+        patch.setattr("sopt.trainer.make_training", None)  # loading and encoding come later
         with pytest.raises(InputError, match="in use by a run that is still going on"):
             sopt.train(**settings)
     assert contents(settings["output"]) == {}
@@ -166,13 +168,28 @@ def test_a_folder_with_other_things_in_it_is_used(settings):
     assert (Path(settings["output"]) / "notes.txt").read_text() == "mine"
 
 
-def test_a_shortened_history_is_an_input_error(settings, at_loss):
+def test_another_scheduler_is_another_run(settings, micro_folder, tmp_path):
+    """Its loss has another target, with the same weights in the same place."""
+    folder = shutil.copytree(micro_folder, tmp_path / "model")
+    settings |= {"model": str(folder)}
+    sopt.train(**settings)
+    file = folder / "scheduler" / "scheduler_config.json"
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps(known | {"_diffusers_version": "9"}))
+    sopt.train(**settings)
+    file.write_text(json.dumps(known | {"prediction_type": "v_prediction"}))
+    with pytest.raises(InputError, match=r"holds a run with scheduler='epsilon .* scheduler='v_pre"):
+        sopt.train(**settings)
+
+
+def test_a_shortened_history_is_an_input_error(settings, at_loss, monkeypatch):
     at_loss(5, crash)
     with pytest.raises(RuntimeError, match="crash"):
         sopt.train(**settings)
     path = Path(settings["output"]) / "history.jsonl"
     path.write_text(path.read_text()[:30])
     at_loss(0, None)
+    monkeypatch.setattr("sopt.trainer.make_training", None)  # before anything is loaded
     with pytest.raises(InputError, match=r"history\.jsonl has 1 lines.*of step 2"):
         sopt.train(**settings)
 

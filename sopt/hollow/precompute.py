@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from ..steps.draws import draw_step, sample_timestep
 from ..steps.loss import Sample, unet_inputs
 from ..streaming.network import Inputs, UnitNetwork
 from ..streaming.shapes import shapes_of
+from ..text_files import checksum
 from .cuts import Cut
 from .store import Store
 
@@ -95,10 +95,10 @@ def open_store(
         "resolution": " ".join(map(str, sides)),
         "prompt": _digest(x.tokens for x in cache.prompts.values()),
         "pictures": _digest(x.mean for side in sorted(cache.encoded) for x in cache.encoded[side]),
-        "captions or repeats": _text_digest(
+        "captions or repeats": checksum(
             [[each.caption, each.repeats, each.regularization] for each in cache.pictures]
         ),
-        "scheduler": _text_digest(model.configs["scheduler"]),
+        "scheduler": checksum(model.configs["scheduler"]),
     }
     store = Store(path, shapes, getattr(torch, str(config.hollow_dtype)), identity)
     logger.info(
@@ -180,11 +180,6 @@ def central_shape(model: Model, cut: Cut, side: int) -> tuple[int, ...]:
     with _disable_current_modes(), torch.no_grad():
         (state,) = network.run([inputs], range(cut.hole.stop), kept=cut.hole)
     return tuple(state.hidden.shape)
-
-
-def _text_digest(content: Any) -> str:
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _digest(tensors: Iterable[torch.Tensor]) -> str:

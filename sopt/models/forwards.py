@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sopt_kernels import add_low_rank_, attention_forward
 
-from ..memory import mapped_weights
+from ..memory import mapped_blocks
 
 
 class ForwardAttention(AttnProcessor2_0):
@@ -77,7 +77,7 @@ def _is_plain_forward(x: Tensor) -> bool:
     return not torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype == torch.bfloat16
 
 
-@mapped_weights()
+@mapped_blocks()
 def speed_up_forwards(unet: Any) -> None:
     """Have attention, LoRA layers and convolutions take the fast way where there is one, in place.
 

@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ..memory import mapped_weights, return_freed_memory
+from ..memory import mapped_blocks, return_freed_memory
 from .kinds import Kind, build_on_meta
 from .quantized import Spool, become_int8_on_meta
 from .storage import Int8Storage, Storage
@@ -133,7 +133,7 @@ class Model:
         int8, dtype = None, self.storage(component, dtype)
         if isinstance(dtype, Int8Storage):
             int8, dtype = dtype.activations(component), dtype.dtype
-        with mapped_weights():
+        with mapped_blocks():
             network = self.weights.load(component, dtype, dropped, int8)
         tensors = (*network.parameters(), *network.buffers())
         here = all(x.device == torch.device(device) for x in tensors)
