@@ -186,18 +186,31 @@ def report(found: dict[str, Any]) -> str:
     allowed = 1.15 * peak + 120 * MIB
     lines += [
         "",
-        f"{found['model']}, {found['weights']}, hollow {found['hollow']}, "
-        f"budget {found['budget']}, checkpointing {found['checkpointing']}, "
-        f"steps {found['steps']}: peak {peak / MIB:.0f} MiB of tensors; anonymous resident memory "
-        f"grew by {grown / MIB:.0f} MiB (1.15 x peak + 120 MiB = {allowed / MIB:.0f})",
+        f"{found['model']}, {found['weights']}, {_settings(found)}: peak {peak / MIB:.0f} MiB of "
+        f"tensors; anonymous resident memory grew by {grown / MIB:.0f} MiB (1.15 x peak + 120 MiB = "
+        f"{allowed / MIB:.0f})",
     ]
     if "compared" in found:
         ours = found["compared"]["sopt"]
-        lines += ["", "| code | BP-low s | ZO-high s |", "|---|---|---|"]
+        lines += [
+            "",
+            "Seconds of a step beside plain code, r = 0.5, one perturbation (the default is four):",
+            "",
+            "| code | BP-low s | ZO-high s |",
+            "|---|---|---|",
+        ]
         for label, seconds in found["compared"].items():
             cells = [f"{seconds[b]:.2f} ({seconds[b] / ours[b]:.2f}x)" for b in ("bp", "zo")]
             lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _settings(found: dict[str, Any]) -> str:
+    hollow = "no hollow" if found["hollow"] is None else f"hollow {found['hollow']}"
+    budget = "no budget" if found["budget"] is None else f"budget {found['budget']}"
+    kept = "" if found["checkpointing"] else "no "
+    steps = f"{found['steps']['bp']} backprop and {found['steps']['zo']} zeroth-order steps"
+    return f"{hollow}, {budget}, {kept}checkpointing, {steps}"
 
 
 def main() -> None:

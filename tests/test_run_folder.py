@@ -178,7 +178,7 @@ def test_another_scheduler_is_another_run(settings, micro_folder, tmp_path):
     file.write_text(json.dumps(known | {"_diffusers_version": "9"}))
     sopt.train(**settings)
     file.write_text(json.dumps(known | {"prediction_type": "v_prediction"}))
-    with pytest.raises(InputError, match=r"holds a run with scheduler='epsilon .* scheduler='v_pre"):
+    with pytest.raises(InputError, match=r"holds a run with scheduler='epsilon .* scheduler='v_"):
         sopt.train(**settings)
 
 
