@@ -187,8 +187,8 @@ def report(found: dict[str, Any]) -> str:
     lines += [
         "",
         f"{found['model']}, {found['weights']}, {_settings(found)}: peak {peak / MIB:.0f} MiB of "
-        f"tensors; anonymous resident memory grew by {grown / MIB:.0f} MiB (1.15 x peak + 120 MiB = "
-        f"{allowed / MIB:.0f})",
+        f"tensors; anonymous resident memory grew by {grown / MIB:.0f} MiB "
+        f"(1.15 x peak + 120 MiB = {allowed / MIB:.0f})",
     ]
     if "compared" in found:
         ours = found["compared"]["sopt"]
