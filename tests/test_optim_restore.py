@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -178,3 +180,31 @@ def test_weights_come_back_when_the_closure_raises(restore, error):
     assert optimizer.steps == 0
     optimizer.step(lambda: loss_of(model))
     assert not same(bits(model), start)
+
+
+@pytest.mark.parametrize("restore", ["copy", "inplace", "blocks"])
+def test_autocast_around_a_step_is_autocast_within_its_closure(restore):
+    """Autocast keeps its casts of weights, whatever is written to them: both losses of a direction
+    would be those of the first cast."""
+    contexts = nullcontext, partial(torch.autocast, "cpu", torch.bfloat16)
+    results = []
+    for around in (False, True):
+        model, seen = model_of(), []
+        module = model if restore == "blocks" else None
+        optimizer = ZOSGD(model.named_parameters(), 0.01, EPS, 2, restore=restore, module=module)
+
+        def closure(model=model, seen=seen, around=around):
+            with contexts[not around]():
+                seen.append(loss_of(model))
+            return seen[-1]
+
+        for _ in range(3):
+            with contexts[around]():
+                closure()  # casts the weights before the step, and then those after it
+                optimizer.step(closure)
+                closure()
+        assert len(set(map(float, seen[1:5]))) == 4
+        assert seen[0] != seen[5] == seen[6]
+        results.append((seen, bits(model)))
+    assert results[0][0] == results[1][0]
+    assert same(results[0][1], results[1][1])

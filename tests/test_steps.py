@@ -1,11 +1,14 @@
 """The loss, the zeroth-order step and the backprop step against plain arithmetic."""
 
 import math
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from peft import LoraConfig
+from torch.nn.functional import linear
 
 from sopt.models import inject_lora, open_model
 from sopt.models.storage import Int8Storage
@@ -162,6 +165,27 @@ def test_weights_come_back_when_a_loss_raises(failing, error):
     with pytest.raises(error):
         zeroth_order_step(adapter, loss, SEEDS, lr=0.1, eps=EPS)
     assert same_bits(adapter, random_adapter())
+
+
+def test_autocast_around_the_step_is_autocast_within_the_loss():
+    """It keeps its casts of weights that require grad, whatever is written to them."""
+    contexts = nullcontext, partial(torch.autocast, "cpu", torch.bfloat16)
+    x, results = noise((3, 6), 1, "x"), []
+    for around in (False, True):
+        adapter = random_adapter()
+        a, b = adapter.values()
+
+        def loss(a=a, b=b, around=around):
+            with contexts[not around]():
+                return linear(linear(x, a), b).float().square().mean()
+
+        with contexts[around]():
+            loss()
+            update = zeroth_order_step(adapter, loss, SEEDS, lr=0.5, eps=EPS)
+            results.append((update, loss(), copies(adapter)))
+    assert all(results[0][0].coefficients)
+    assert results[0][:2] == results[1][:2]
+    assert same_bits(results[0][2], results[1][2])
 
 
 def test_no_gradient_is_made():

@@ -23,6 +23,8 @@ def evaluate(closure: Callable[[], Tensor | float], weights: Sequence[Tensor]) -
         InputError: The closure returned no scalar, changed weights, or computed gradients.
     """
     versions = [(x._version, x.data_ptr(), x.grad is None) for x in weights]
+    # Autocast around this call would keep its casts of the weights, whatever is written to them.
+    torch.clear_autocast_cache()
     try:
         loss = closure()
     except RuntimeError as error:
@@ -31,6 +33,8 @@ def evaluate(closure: Callable[[], Tensor | float], weights: Sequence[Tensor]) -
                 "closure must return a loss and not call backward: no gradient exists here"
             ) from error
         raise
+    finally:
+        torch.clear_autocast_cache()
     for x, (version, address, no_grad) in zip(weights, versions, strict=True):
         if (x._version, x.data_ptr()) != (version, address):
             raise InputError(

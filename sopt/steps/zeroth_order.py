@@ -162,12 +162,14 @@ def losses_along(
             own = {name: adapter[name] for name in key}
             moved[key] = CopiedWeights(0, own, noise, "nearest")
         moved[key].move(seeds[number // 2], -eps if number % 2 else eps, 0)
+        torch.clear_autocast_cache()  # of an autocast around this: casts of what was there before
 
     try:
         losses = losses_of(2 * len(seeds), write)
     finally:
         for weights in moved.values():
             weights.home()
+        torch.clear_autocast_cache()
     return torch.stack(losses).float().view(-1, 2)
 
 
