@@ -32,7 +32,7 @@ Closure = Callable[[], Tensor | float]
 class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
     """Losses at perturbed weights in, an update along the perturbations out.
 
-    A step is :meth:`_accumulate` (losses), the exchange, :meth:`_update_of` (coefficients),
+    A step is :meth:`_decide` (losses, and the exchange), :meth:`_update_of` (coefficients),
     :meth:`_apply` (weights) and the log. A subclass says what a group's coefficients are factors of
     (:meth:`_settings`, :meth:`_factor`), and how they reach the weights (:meth:`_update_weights`).
     """
@@ -107,7 +107,13 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
         Raises:
             InputError: As :meth:`step`.
         """
-        return self._accumulate(closure, hold=False)
+        try:
+            values = self._evaluate(closure)
+            losses = values.cpu()
+        finally:
+            self._go_home()
+        self._pending.append(losses)
+        return values.mean()
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
@@ -124,27 +130,25 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
 
         Raises:
             InputError: The closure does not keep to this, in a way that can be seen; or there are
-                no losses. The weights are as before.
+                no losses.
+
+        Whatever is raised before the update, the weights are as before, and so are the losses of
+        :meth:`accumulate`.
         """
-        self._ready_log()
+        if self._setup.log is not None and self._log is None:
+            self._log = SeedLog.of_run(self._setup.log, self.header(), self.steps)
         step = self.steps + 1
-        rows = self._setup.exchange.decision(step) if self._setup.exchange is not None else None
-        if rows is None:  # else the others have done this step without this process
-            if closure is not None:
-                self._accumulate(closure, hold=True)
-            if not self._pending:
-                raise InputError("closure must be given, or accumulate(closure) called before")
-            rows = self._rows()
-            if self._setup.exchange is not None:
-                rows = self._setup.exchange.share(step, rows)
-        self._pending = []
-        update = self._update_of(step, rows)
-        if update.indices:
-            self._apply([update])
-        else:
+        try:
+            rows = self._decide(step, closure)
+            update = self._update_of(step, rows)
+            if update.indices:
+                self._apply([update])
+        finally:  # those that were not updated are at a perturbation
             self._go_home()
+        if not update.indices:
             self.skipped += 1
             logger.warning("step %d was skipped: a loss was not finite", step)
+        self._pending = []
         if self._log is not None:
             self._log.append(update)
         self.steps = step
@@ -265,37 +269,39 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
 
     # The step.
 
-    def _accumulate(self, closure: Closure, hold: bool) -> Tensor:
-        """Losses of a micro-batch; with ``hold`` the weights stay at the last perturbation."""
+    def _decide(self, step: int, closure: Closure | None) -> list[Row]:
+        """The losses of a step, averaged over micro-batches, and all processes'."""
+        exchange = self._setup.exchange
+        rows = exchange.decision(step) if exchange is not None else None
+        if rows is not None:  # the others have done this step without this process
+            return rows
+        losses = list(self._pending)
+        if closure is not None:
+            losses.append(self._evaluate(closure).cpu())  # the one wait for the device in a step
+        if not losses:
+            raise InputError("closure must be given, or accumulate(closure) called before")
+        mean = torch.stack(losses).double().mean(0).float()
+        rows = [(n, *pair) for n, pair in zip(self._setup.indices(), mean.tolist(), strict=True)]
+        return rows if exchange is None else exchange.share(step, rows)
+
+    def _evaluate(self, closure: Closure) -> Tensor:
+        """Losses (perturbations, 2) of a micro-batch; the weights stay at the last perturbation."""
         parts = [(part, self._settings(self.param_groups[part.group])) for part in self._parts()]
         moved = [(part, settings.eps) for part, settings in parts if settings.enabled]
         watched = [x for part in self._parts() for x in part.tensors.values()]
         sides = self._setup.sides
         losses: list[Tensor] = []
-        try:
-            base = [evaluate(closure, watched)] if sides == 1 else []
-            for n in self._setup.indices():
-                seed, rounding_seed = self._direction(self.steps + 1, n)
-                for sign in (1, -1)[:sides]:
-                    for part, eps in moved:
-                        part.move(seed, sign * eps, rounding_seed)
-                    losses.append(evaluate(closure, watched))
-                    for part, _ in moved:
-                        part.check_evaluated()
-                losses += base
-        except BaseException:
-            self._go_home()
-            raise
-        if not hold:
-            self._go_home()
-        values = torch.stack(losses).view(-1, 2) if losses else torch.zeros(0, 2)
-        self._pending.append(values.cpu())  # the one wait for the device in a step
-        return values.mean()
-
-    def _rows(self) -> list[Row]:
-        """This process's losses, averaged over its micro-batches."""
-        mean = torch.stack(self._pending).double().mean(0).float()
-        return [(n, *pair) for n, pair in zip(self._setup.indices(), mean.tolist(), strict=True)]
+        base = [evaluate(closure, watched)] if sides == 1 else []
+        for n in self._setup.indices():
+            seed, rounding_seed = self._direction(self.steps + 1, n)
+            for sign in (1, -1)[:sides]:
+                for part, eps in moved:
+                    part.move(seed, sign * eps, rounding_seed)
+                losses.append(evaluate(closure, watched))
+                for part, _ in moved:
+                    part.check_evaluated()
+            losses += base
+        return torch.stack(losses).view(-1, 2) if losses else torch.zeros(0, 2)
 
     def _update_of(self, step: int, rows: Sequence[Row]) -> Update:
         settings = [self._settings(group) for group in self.param_groups]
@@ -378,22 +384,3 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
                 yield BlockWeights(*common, self._setup.module)
             else:
                 yield (CopiedWeights if self._setup.restore == "copy" else InPlaceWeights)(*common)
-
-    def _ready_log(self) -> None:
-        """Make or open the log before the first step that it gets."""
-        if self._setup.log is None or self._log is not None:
-            return
-        path = Path(self._setup.log)
-        if not path.exists():
-            if self.steps:
-                raise InputError(f"log: there is no file {path} with {self.steps} steps")
-            self._log = SeedLog.create(path, self.header())
-            return
-        log = SeedLog(path)
-        if not self.steps:
-            raise InputError(
-                f"log: {path} holds {log.step} steps already; call resume() or "
-                "load_state_dict() to continue it, or choose another file"
-            )
-        log.check({**self.header(), "weights": log.header["weights"]})
-        self._log = log.truncated(self.steps)

@@ -134,6 +134,27 @@ class SeedLog:
         write_bytes(path, MAGIC + PREFIX.pack(len(body), _checksum(body)) + body)
         return cls(path)
 
+    @classmethod
+    def of_run(cls, path: str | Path, header: Mapping[str, Any], steps: int) -> SeedLog:
+        """The log that a run goes on with after ``steps`` steps: a new one if there are none.
+
+        Raises:
+            InputError: There is a file without these steps, or none with them; or it is of a run
+                with another header, but for the weights, which are those after ``steps`` here.
+        """
+        if not Path(path).exists():
+            if steps:
+                raise InputError(f"log: there is no file {path} with {steps} steps")
+            return cls.create(path, header)
+        log = cls(path)
+        if not steps:
+            raise InputError(
+                f"log: {path} holds {log.step} steps already; call resume() or "
+                "load_state_dict() to continue it, or choose another file"
+            )
+        log.check({**header, "weights": log.header["weights"]})
+        return log.truncated(steps)
+
     @property
     def torn_bytes(self) -> int:
         """How many bytes after the last whole step do not belong to one."""
