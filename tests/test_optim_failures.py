@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 import torch
 from small_models import EPS, bits, loss_of, model_of, same
 
-from sopt.optim import ZOSGD, Exchange
+import sopt
+from sopt.optim import ZOSGD, Exchange, SeedLog, ZOAdam, seed_log
 from sopt_kernels import noise
 
 
 def interrupted(*_):
     raise KeyboardInterrupt
+
+
+def torn(descriptor, data):
+    """A disk that is full after 7 bytes."""
+    os.write(descriptor, data[:7])
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 class Training:
@@ -75,3 +85,43 @@ def test_nothing_has_changed_if_a_micro_batch_fails_after_its_last_loss(monkeypa
     assert same(broken.state(), start)
     assert broken.step(2) == whole.step(2)
     assert same(broken.state(), whole.state())
+
+
+def test_a_step_that_cannot_be_logged_is_not_done(tmp_path, monkeypatch):
+    broken, whole = (Training(log=tmp_path / name) for name in ("broken", "whole"))
+    for step in range(3):
+        assert broken.step(step) == whole.step(step)
+    start = broken.state()
+    with monkeypatch.context() as patch:
+        patch.setattr(seed_log, "write_all", torn)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                broken.step(3)
+    assert same(broken.state(), start)
+    assert broken.optimizer.steps == 3
+    torn_log = SeedLog(tmp_path / "broken")
+    assert (torn_log.step, torn_log.torn_bytes) == (3, 7)
+    for step in range(3, 6):
+        assert broken.step(step) == whole.step(step)
+    assert same(broken.state(), whole.state())
+    assert (tmp_path / "broken").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_step_that_cannot_be_applied_is_not_in_the_log(tmp_path, monkeypatch):
+    """No memory for Adam's averages, which the first step makes."""
+    model, log = model_of(), tmp_path / "run.zolog"
+    start = bits(model)
+    optimizer = ZOAdam(model.named_parameters(), 0.01, EPS, log=log)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros_like", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            optimizer.step(lambda: loss_of(model))
+    assert same(bits(model), start)
+    assert (SeedLog(log).step, SeedLog(log).torn_bytes) == (0, 0)
+    for step in range(3):
+        optimizer.step(lambda s=step: loss_of(model, s))
+    assert same(bits(sopt.replay(model_of(), log)), bits(model))

@@ -32,8 +32,8 @@ Closure = Callable[[], Tensor | float]
 class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
     """Losses at perturbed weights in, an update along the perturbations out.
 
-    A step is :meth:`_decide` (losses, and the exchange), :meth:`_update_of` (coefficients),
-    :meth:`_apply` (weights) and the log. A subclass says what a group's coefficients are factors of
+    A step is :meth:`_decide` (losses, and the exchange), :meth:`_update_of` (coefficients) and
+    :meth:`_commit` (log and weights). A subclass says what a group's coefficients are factors of
     (:meth:`_settings`, :meth:`_factor`), and how they reach the weights (:meth:`_update_weights`).
     """
 
@@ -141,16 +141,13 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
         try:
             rows = self._decide(step, closure)
             update = self._update_of(step, rows)
-            if update.indices:
-                self._apply([update])
+            self._commit(update)
         finally:  # those that were not updated are at a perturbation
             self._go_home()
         if not update.indices:
             self.skipped += 1
             logger.warning("step %d was skipped: a loss was not finite", step)
         self._pending = []
-        if self._log is not None:
-            self._log.append(update)
         self.steps = step
         if self._setup.exchange is not None and self._setup.exchange.checks(step):
             self._setup.exchange.check(step, self.digest())
@@ -316,6 +313,17 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
         if not (torch.isfinite(coefficients).all() and torch.isfinite(plus + minus).all()):
             return Update(step, settings, [], [])
         return Update(step, settings, [row[0] for row in rows], coefficients.tolist())
+
+    def _commit(self, update: Update) -> None:
+        """Log an update, then apply it: a log that cannot be written has no step of its own."""
+        if self._log is not None:
+            self._log.append(update)
+        try:
+            self._apply([update] if update.indices else [])
+        except BaseException:
+            if self._log is not None:
+                self._log = self._log.truncated(self.steps)
+            raise
 
     def _apply(self, updates: Sequence[Update]) -> None:
         for weights in self._parts():

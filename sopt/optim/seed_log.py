@@ -117,7 +117,6 @@ class SeedLog:
         self._crc = self._first_crc
         self._end = self._start
         self.step = 0
-        self._size = len(data)
         for update, end, crc in self._scan(data):
             self.step, self._settings, self._end, self._crc = update.step, update.settings, end, crc
 
@@ -158,7 +157,7 @@ class SeedLog:
     @property
     def torn_bytes(self) -> int:
         """How many bytes after the last whole step do not belong to one."""
-        return self._size - self._end
+        return self.path.stat().st_size - self._end
 
     def updates(self, last: int | None = None) -> Iterator[Update]:
         """The steps in order, up to and including step ``last``."""
@@ -178,7 +177,12 @@ class SeedLog:
                 )
 
     def append(self, update: Update) -> None:
-        """Write a step after the last whole one."""
+        """Write a step after the last whole one.
+
+        Raises:
+            OSError: The disk is full, and so on. What was written of the step is torn, and cut off
+                by the next.
+        """
         if self.torn_bytes:
             logger.warning("log %s: %d bytes of a torn step cut off", self.path, self.torn_bytes)
             os.truncate(self.path, self._end)
@@ -202,7 +206,6 @@ class SeedLog:
         finally:
             os.close(descriptor)
         self._end += len(data)
-        self._size = self._end
         self.step, self._settings, self._crc = update.step, update.settings, crc
 
     def truncated(self, step: int) -> SeedLog:
