@@ -161,7 +161,8 @@ class Processes:
             own = self._exchange.indices(len(seeds))
             values = evaluate([seeds[n] for n in own]).tolist()
             rows = self._exchange.share(step, [(n, *v) for n, v in zip(own, values, strict=True)])
-        return [seeds[row[0]] for row in rows], torch.tensor([row[1:] for row in rows])
+        losses = torch.tensor([row[1:] for row in rows], dtype=torch.float32, device="cpu")
+        return [seeds[row[0]] for row in rows], losses
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace float32 tensors by their mean over the processes, the same bits in all.

@@ -151,7 +151,8 @@ def seeds_of(name: str, value: Seeds, device: torch.device) -> Tensor:
         if value.dtype != torch.int64:
             raise TypeError(f"{name} must be an int64 tensor or integers, got {value.dtype}")
         return _vector(name, value, device)
-    return torch.tensor([int64_bits(name, s) for s in _list_of(value)], dtype=torch.int64)
+    bits = [int64_bits(name, s) for s in _list_of(value)]
+    return torch.tensor(bits, dtype=torch.int64, device="cpu")
 
 
 def coefficients_of(name: str, value: Coefficients, device: torch.device) -> Tensor:
@@ -160,7 +161,7 @@ def coefficients_of(name: str, value: Coefficients, device: torch.device) -> Ten
         if value.dtype != torch.float32:
             raise TypeError(f"{name} must be a float32 tensor or floats, got {value.dtype}")
         return _vector(name, value.detach(), device)
-    return torch.tensor(_list_of(value), dtype=torch.float32)
+    return torch.tensor(_list_of(value), dtype=torch.float32, device="cpu")
 
 
 def _vector(name: str, x: Tensor, device: torch.device) -> Tensor:

@@ -142,6 +142,7 @@ def pieces_of(terms: Perturbation) -> Iterator[Piece]:
     """All codes, piece by piece."""
     for x, scales, stream in zip(terms.codes, terms.scales, terms.streams, strict=True):
         for begin, end in pieces(x.numel()):
-            row = torch.arange(begin, end, device=x.device) // (x.numel() // scales.numel())
+            index = torch.arange(begin, end, dtype=torch.int64, device=x.device)
+            row = index // (x.numel() // scales.numel())
             where = (stream, begin, end, x.device)
             yield Piece(x.view(-1)[begin:end], scales.view(-1)[row], where)

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from ._arguments import DTYPES
 from ._noise import fma
+from ._samples import codes_sample, ramp
 
 ACTIVATIONS = ("int8", "float")
 MOST_CHANNELS = 65536  # SOPT_INT8_MAX_CHANNELS
@@ -131,7 +132,8 @@ def forward_reference(
         rows = padded[:, dy : dy + (height - 1) * stride + 1 : stride]
         return rows[:, :, dx : dx + (width - 1) * stride + 1 : stride]
 
-    total = torch.zeros((*image.shape[:1], height, width, len(codes)), device=image.device)
+    shape = *image.shape[:1], height, width, len(codes)
+    total = torch.zeros(shape, dtype=torch.float32, device=image.device)
     for dy in range(down):
         for dx in range(right):
             weight = codes[:, dy, dx].mT
@@ -157,8 +159,8 @@ def backward_reference(
     """The gradient with respect to the input, in float32, rounded once."""
     batch, rows, columns, _ = gradient.shape
     _, down, right, inputs = codes.shape
-    sides = (height + 2 * padding, width + 2 * padding)
-    total = torch.zeros((batch, *sides, inputs), device=gradient.device)
+    shape = batch, height + 2 * padding, width + 2 * padding, inputs
+    total = torch.zeros(shape, dtype=torch.float32, device=gradient.device)
     scaled = gradient.float() * scales
     for dy in range(down):
         for dx in range(right):
@@ -171,8 +173,8 @@ def backward_reference(
 
 def layer_sample(device: str, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, scales and bias, for tests and benchmarks."""
-    codes = (torch.arange(torch.Size(shape).numel()) * 37 % 255 - 127).view(shape)
-    scales = torch.linspace(0.001, 0.02, shape[0])
+    codes = codes_sample(shape)
+    scales = ramp(0.001, 0.02, shape[0])
     return codes.to(device, torch.int8), scales.to(device), (scales * 9).sin().to(device)
 
 
@@ -180,5 +182,5 @@ def image_samples(device: str, shapes: list[tuple[int, ...]]) -> Iterator[Tensor
     """One tensor of each shape and dtype."""
     for dtype in DTYPES:
         for shape in shapes:
-            x = torch.linspace(-9, 7, torch.Size(shape).numel()).mul(5).sin()
+            x = ramp(-9, 7, torch.Size(shape).numel()).mul(5).sin()
             yield x.view(shape).to(device, dtype)

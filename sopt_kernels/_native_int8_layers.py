@@ -50,12 +50,13 @@ def forward_cpu(
     outputs, down, right, _ = codes.shape
     height = result_size(image.shape[1], down, stride, padding)
     width = result_size(image.shape[2], right, stride, padding)
-    out = torch.empty((image.shape[0], height, width, outputs), dtype=image.dtype)
+    out = torch.empty((len(image), height, width, outputs), dtype=image.dtype, device="cpu")
     layer = int8_layer_entry(codes, scales, bias, stride, padding)
     x, dtype = image_entry(image), DTYPE_CODE[image.dtype]
     elements = int(activations == ACTIVATIONS[0])  # sopt_elements
     threads = torch.get_num_threads()
-    scratch = torch.empty(_forward_scratch(layer, x, dtype, elements, threads), dtype=torch.uint8)
+    size = _forward_scratch(layer, x, dtype, elements, threads)
+    scratch = torch.empty(size, dtype=torch.uint8, device="cpu")
     _forward(layer, x, out.data_ptr(), dtype, elements, threads, scratch.data_ptr())
     return out
 
@@ -70,13 +71,12 @@ def backward_cpu(
     padding: int,
 ) -> Tensor:
     inputs = codes.shape[3]
-    out = torch.empty((gradient.shape[0], height, width, inputs), dtype=gradient.dtype)
+    out = torch.empty((len(gradient), height, width, inputs), dtype=gradient.dtype, device="cpu")
     layer = int8_layer_entry(codes, scales, None, stride, padding)
     x, dtype = image_entry(gradient), DTYPE_CODE[gradient.dtype]
     threads = torch.get_num_threads()
-    scratch = torch.empty(
-        _backward_scratch(layer, x, height, width, dtype, threads), dtype=torch.uint8
-    )
+    size = _backward_scratch(layer, x, height, width, dtype, threads)
+    scratch = torch.empty(size, dtype=torch.uint8, device="cpu")
     _backward(layer, x, out.data_ptr(), height, width, dtype, threads, scratch.data_ptr())
     return out
 

@@ -94,7 +94,8 @@ def gaussian(words: Tensor) -> Tensor:
 
 def rademacher(words: Tensor) -> Tensor:
     """+1 for each bit 0, -1 for each bit 1, lowest bit first: (n,) words to (n, 32) float32."""
-    bits = words[..., None] >> torch.arange(32, device=words.device) & 1
+    places = torch.arange(32, dtype=torch.int64, device=words.device)
+    bits = words[..., None] >> places & 1
     return 1.0 - 2.0 * bits.float()
 
 

@@ -36,7 +36,8 @@ def philox_words(
 
     Key (seed low, seed high), counter (block low, block high, stream low, stream high).
     """
-    block = torch.arange(first_block, first_block + blocks, device=device)  # int64, (blocks,)
+    end = first_block + blocks
+    block = torch.arange(first_block, end, dtype=torch.int64, device=device)  # (blocks,)
     low, high = (torch.full_like(block, part & MASK32) for part in (stream, stream >> 32))
     counter = [block & MASK32, block >> 32, low, high]
     key = (seed & MASK32, seed >> 32 & MASK32)

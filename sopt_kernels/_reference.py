@@ -26,13 +26,14 @@ def write_sum(out: list[Tensor], base: list[Tensor], sum_: Sum) -> None:
     check_memory(out, base, coefficients=sum_.coefficients)
     terms = list(zip(sum_.seeds.tolist(), sum_.coefficients.tolist(), strict=True))
     parts = [terms[a:b] for a, b in pairwise([0, *sum_.round_after, len(terms)])]
+    decay = torch.tensor(sum_.decay, dtype=torch.float32, device="cpu")
     seeds = sum_.rounding_seeds
     roundings = [None] * len(parts) if seeds is None else seeds.tolist()
     for to, source, stream in zip(out, base, sum_.streams, strict=True):
         for begin, end in pieces(to.numel()):
             where, value = (stream, begin, end, to.device), source.view(-1)[begin:end]
             for part, rounding in zip(parts, roundings, strict=True):
-                total = value.float() * torch.tensor(sum_.decay, dtype=torch.float32)
+                total = value.float() * decay
                 for seed, coefficient in part:
                     total = fma(noise(sum_.kind, seed, *where), coefficient, total)
                 if rounding is None:

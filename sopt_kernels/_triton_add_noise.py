@@ -99,4 +99,4 @@ def add_noise(out: list[Tensor], base: list[Tensor], terms: Sum) -> None:
 
 @lru_cache(maxsize=64)
 def _ends(ends: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(ends, dtype=torch.int64).to(device)
+    return torch.tensor(ends, dtype=torch.int64, device=device)

@@ -150,7 +150,7 @@ def forward_triton(
     pixels = x.numel() // inputs
     if quantized and pixels:
         elements = torch.empty_like(x, dtype=torch.int8)
-        pixel_scales = torch.empty(pixels, device=x.device)
+        pixel_scales = torch.empty(pixels, dtype=torch.float32, device=x.device)
         _quantize_pixels_kernel[(pixels,)](x, elements, pixel_scales, inputs, BLOCK=1024)
     _launch(elements, pixel_scales, codes, scales, bias, out, stride, padding, False, quantized)
     return out

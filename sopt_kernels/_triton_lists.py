@@ -70,7 +70,7 @@ def _tables(
             rows.setdefault(key, []).append((first, numel, *rest))
             programs[key] = first + triton.cdiv(numel, ELEMENTS)
     return [
-        (key, torch.tensor(r, dtype=torch.int64).to(device), programs[key])
+        (key, torch.tensor(r, dtype=torch.int64, device=device), programs[key])
         for key, r in rows.items()
     ]
 

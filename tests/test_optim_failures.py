@@ -7,11 +7,10 @@ import os
 
 import pytest
 import torch
-from small_models import EPS, bits, loss_of, model_of, same
+from small_models import EPS, Training, bits, loss_of, model_of, same
 
 import sopt
-from sopt.optim import ZOSGD, Exchange, SeedLog, ZOAdam, seed_log
-from sopt_kernels import noise
+from sopt.optim import Exchange, SeedLog, ZOAdam, seed_log
 
 
 def interrupted(*_):
@@ -22,34 +21,6 @@ def torn(descriptor, data):
     """A disk that is full after 7 bytes."""
     os.write(descriptor, data[:7])
     raise OSError(errno.ENOSPC, "No space left on device")
-
-
-class Training:
-    """Floats under ``restore``, and int8 codes, in one optimizer."""
-
-    def __init__(self, restore="copy", **options):
-        self.model = model_of()
-        self.codes = (noise((16, 8), 1, "codes") * 30).to(torch.int8)
-        self.scales = torch.full((16,), 0.02)
-        if restore == "blocks":
-            options["module"] = self.model
-        self.optimizer = ZOSGD(
-            [*self.model.named_parameters(), ("codes", self.codes)], 0.01, EPS, 2,
-            restore=restore, scales={"codes": self.scales}, **options,
-        )  # fmt: skip
-
-    def loss(self, step):
-        weight = self.codes * self.scales[:, None]
-        return loss_of(self.model, step) + (weight - noise((16, 8), 2, "centre")).square().mean()
-
-    def step(self, step):
-        return self.optimizer.step(lambda: self.loss(step)).item()
-
-    def accumulate(self, step):
-        self.optimizer.accumulate(lambda: self.loss(step))
-
-    def state(self):
-        return [*bits(self.model), self.codes.clone()]
 
 
 @pytest.mark.parametrize("restore", ["copy", "blocks"])

@@ -51,7 +51,8 @@ def evaluate(closure: Callable[[], Tensor | float], weights: Sequence[Tensor]) -
         raise InputError(f"closure must return a scalar loss, got shape {tuple(loss.shape)}")
     if isinstance(loss, Tensor) and loss.dtype in (torch.bfloat16, torch.float16):
         _warn_of_precision(loss.dtype)
-    return torch.as_tensor(loss, device=weights[0].device).detach().float().reshape(())
+    scalar = torch.as_tensor(loss, dtype=torch.float32, device=weights[0].device)
+    return scalar.detach().reshape(())
 
 
 @cache

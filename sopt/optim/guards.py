@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -63,9 +64,9 @@ def precision_report(optimizer: ZerothOrderOptimizer) -> list[TensorPrecision]:
         for c in (-2 * eps, eps):
             add_noise_(moved, 0, c, streams=name)
         rms = _rms(base)
-        ulp = torch.finfo(x.dtype).eps * 2.0 ** torch.tensor(max(rms, 2.0**-24)).log2().floor()
+        ulp = torch.finfo(x.dtype).eps * 2.0 ** math.floor(math.log2(max(rms, 2.0**-24)))
         drift = _rms(moved.float() - base.float()) / rms if rms else 0.0
-        report.append(TensorPrecision(name, x.dtype, rms, eps / ulp.item(), unmoved, drift))
+        report.append(TensorPrecision(name, x.dtype, rms, eps / ulp, unmoved, drift))
     return report
 
 

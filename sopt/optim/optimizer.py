@@ -151,8 +151,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
         self.steps = step
         if self._setup.exchange is not None and self._setup.exchange.checks(step):
             self._setup.exchange.check(step, self.digest())
-        losses = torch.tensor([row[1:] for row in rows])  # (perturbations, 2)
-        return losses.mean().to(self.param_groups[0]["params"][0].device)
+        return _losses(rows).mean().to(self.param_groups[0]["params"][0].device)
 
     def resume(self) -> int:
         """Replay an existing log into the parameters, which must be those the run began with.
@@ -298,11 +297,11 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
                 for part, _ in moved:
                     part.check_evaluated()
             losses += base
-        return torch.stack(losses).view(-1, 2) if losses else torch.zeros(0, 2)
+        return torch.stack(losses).view(-1, 2) if losses else _losses([])
 
     def _update_of(self, step: int, rows: Sequence[Row]) -> Update:
         settings = [self._settings(group) for group in self.param_groups]
-        plus, minus = torch.tensor([row[1:] for row in rows]).view(-1, 2).unbind(1)
+        plus, minus = _losses(rows).unbind(1)
         columns = []
         for group, now in zip(self.param_groups, settings, strict=True):
             slopes = (plus - minus) / (self._setup.sides * now.eps)
@@ -392,3 +391,9 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
                 yield BlockWeights(*common, self._setup.module)
             else:
                 yield (CopiedWeights if self._setup.restore == "copy" else InPlaceWeights)(*common)
+
+
+def _losses(rows: Sequence[Row]) -> Tensor:
+    """As a tensor (perturbations, 2)."""
+    pairs = [row[1:] for row in rows]
+    return torch.tensor(pairs, dtype=torch.float32, device="cpu").view(-1, 2)

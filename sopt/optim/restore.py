@@ -301,7 +301,7 @@ class Codes(Weights):
             self._list,
             self._scales,
             terms.seeds,
-            torch.tensor(terms.coefficients) / terms.eps,
+            torch.tensor(terms.coefficients, dtype=torch.float32, device="cpu") / terms.eps,
             self._headroom,
             eps=terms.eps,
             delta_rounding_seeds=terms.delta_rounding_seeds,

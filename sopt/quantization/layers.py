@@ -43,7 +43,7 @@ def quantize_weight(weight: Tensor, largest: int = LARGEST) -> Int8Weight:
     """
     last = weight.movedim(1, -1)
     codes = torch.empty(last.shape, dtype=torch.int8, device=weight.device)
-    scales = torch.empty(len(last), device=weight.device)
+    scales = torch.empty(len(last), dtype=torch.float32, device=weight.device)
     for begin, end in _pieces(last):
         part = last[begin:end].float()
         reach = part.flatten(1).abs().amax(1)

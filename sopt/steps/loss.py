@@ -193,4 +193,4 @@ def _target(scheduler: Any, sample: Sample) -> Tensor:
 
 
 def _timesteps(sample: Sample) -> Tensor:
-    return torch.tensor([sample.timestep], device=sample.latents.device)
+    return torch.tensor([sample.timestep], dtype=torch.int64, device=sample.latents.device)

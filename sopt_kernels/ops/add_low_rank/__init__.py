@@ -11,6 +11,7 @@ from torch.autograd.graph import increment_version
 
 from ..._arguments import check_writable, tensors_of
 from ..._registry import Op, register
+from ..._samples import ramp
 from .native import add_low_rank_cpu
 from .reference import add_low_rank_ as _reference
 from .reference import check
@@ -82,7 +83,7 @@ def _samples(device):
         tensors = []
         for rows, width, size, rank in [*shapes, (3, 16, 16, 260)]:
             for k, shape in enumerate(((rows, size), (rows, width), (rank, width), (size, rank))):
-                values = torch.linspace(-9, 7 + k, shape[0] * shape[1]).mul(3).sin().view(shape)
+                values = ramp(-9, 7 + k, shape[0] * shape[1]).mul(3).sin().view(shape)
                 tensors.append(values.to(device, dtype if k < 2 else torch.float32))
         yield tensors[::4], tensors[1::4], tensors[2::4], tensors[3::4], 0.75
 

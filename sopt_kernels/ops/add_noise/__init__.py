@@ -140,7 +140,8 @@ def noise(
         tensor([[1., 1.],
                 [1., 1.]])
     """
-    return add_noise_(torch.zeros(shape, device=device), seed, 1.0, streams=stream, kind=kind)
+    zeros = torch.zeros(shape, dtype=torch.float32, device=device)
+    return add_noise_(zeros, seed, 1.0, streams=stream, kind=kind)
 
 
 def _fake(params: list[Tensor], *terms: object) -> None:

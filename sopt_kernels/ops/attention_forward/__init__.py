@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..._registry import Op, register
+from ..._samples import ramp
 from .native import attention_forward_cpu
 from .reference import attention_forward as _reference
 from .reference import check, empty_output
@@ -84,7 +85,7 @@ def _samples(device):
         for batch, heads, n, m, d in shapes:
             tensors = []
             for k, rows in enumerate((n, m, m)):
-                x = torch.linspace(-9, 7 + k, batch * rows * heads * d).mul(3).sin()
+                x = ramp(-9, 7 + k, batch * rows * heads * d).mul(3).sin()
                 x = x.view(batch, rows, heads, d).transpose(1, 2)
                 tensors.append(x.to(device, dtype))
             yield *tensors, None if n % 2 else 0.5

@@ -19,7 +19,8 @@ def _fake(words: Tensor) -> Tensor:
 
 
 def _samples(device):
-    words = torch.arange(2 * 37) * 0x9E3779B97F4A7C15 >> 7 & MASK32  # (2 pairs,)
+    index = torch.arange(2 * 37, dtype=torch.int64, device="cpu")
+    words = index * 0x9E3779B97F4A7C15 >> 7 & MASK32  # (2 pairs,)
     bits = words.sub(words >> 31 << 32).to(torch.int32).view(torch.uint32).to(device)
     for pairs in (0, 1, 16, 37):  # empty, a tail, a whole vector, both
         yield (bits[: 2 * pairs],)

@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 from ..._arguments import Coefficients, Seeds, Streams
 from ..._codes import check_codes, perturbation_of
 from ..._registry import Op, register, triton_body
-from ..._samples import code_samples, terms_sample
+from ..._samples import code_samples, seeds_sample, terms_sample
 from .native import perturb_int8_cpu, perturb_int8_cuda
 from .reference import perturb_int8_ as _reference
 
@@ -94,8 +94,7 @@ def _fake(codes: list[Tensor], scales: list[Tensor], *rest: object) -> None:
 
 def _samples(device):
     for codes, scales, streams, kind, headroom, terms in code_samples(device):
-        rounding = torch.tensor([-7])
-        yield codes, scales, *terms_sample(terms), streams, kind, headroom, rounding
+        yield codes, scales, *terms_sample(terms), streams, kind, headroom, seeds_sample(-7)
 
 
 register(

@@ -50,7 +50,7 @@ def _words(name: str, value: Sequence[int] | Tensor) -> Tensor:
         if value.dtype != torch.uint32:
             raise TypeError(f"{name} must be a uint32 tensor or integers, got {value.dtype}")
         return value
-    words = torch.tensor(value, dtype=torch.int64)
+    words = torch.tensor(value, dtype=torch.int64, device="cpu")
     if ((words < 0) | (words >= 2**32)).any():
         raise ValueError(f"{name} must be in [0, 2**32), got {value}")
     return words.sub(words >> 31 << 32).to(torch.int32).view(torch.uint32)
@@ -61,9 +61,10 @@ def _fake(counter: Tensor, key: Tensor) -> Tensor:
 
 
 def _samples(device):
-    words = torch.arange(4 * 37).view(37, 4) * 0x9E3779B1 & 0x7FFFFFFF
+    index = torch.arange(4 * 37, dtype=torch.int64, device="cpu")
+    words = index.view(37, 4) * 0x9E3779B1 & 0x7FFFFFFF
     counters = words.to(torch.int32).view(torch.uint32).to(device)
-    key = torch.tensor([0x12345678, 0x1ABCDEF0], dtype=torch.int32).view(torch.uint32)
+    key = _words("key", [0x12345678, 0x1ABCDEF0])
     for rows in (0, 1, 16, 37):  # empty, a tail, a whole vector, both
         yield counters[:rows], key
 

@@ -19,7 +19,7 @@ from ..._arguments import (
 )
 from ..._codes import check_codes, perturbation_of
 from ..._registry import Op, register, triton_body
-from ..._samples import code_samples, terms_sample
+from ..._samples import code_samples, seeds_sample, terms_sample
 from .native import update_int8_cpu, update_int8_cuda
 from .reference import update_int8_ as _reference
 
@@ -120,7 +120,7 @@ def clamp_codes_(codes: Tensor | Sequence[Tensor], headroom: int) -> Tensor:
         (tensor(2), tensor([ 119, -119,  119,   -3], dtype=torch.int8))
     """
     tensors = tensors_of("codes", codes)
-    scales = [torch.ones(1, device=x.device) for x in tensors]
+    scales = [torch.ones(1, dtype=torch.float32, device=x.device) for x in tensors]
     streams = [0] * len(tensors)
     return update_int8_(  # no terms: the update is zero
         tensors, scales, [], [], headroom, streams=streams, eps=0.0, delta_rounding_seeds=[],
@@ -135,8 +135,8 @@ def _fake(codes: list[Tensor], scales: list[Tensor], *rest: object) -> None:
 def _samples(device):
     for codes, scales, streams, kind, headroom, terms in code_samples(device):
         seeds, coefficients = terms_sample(terms)
-        rounding = (torch.tensor([11]), seeds * 3 + 1, torch.tensor([0.4]))
-        clamped = torch.tensor(5).to(device)
+        rounding = seeds_sample(11), seeds * 3 + 1, coefficients_of("eps", 0.4, device)
+        clamped = torch.tensor(5, dtype=torch.int64, device=device)
         yield codes, scales, seeds, -9 * coefficients, streams, kind, headroom, *rounding, clamped
 
 
