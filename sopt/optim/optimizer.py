@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from ..errors import InputError
 from ..steps.seeds import Tag, seed64
 from .closure import evaluate
 from .distributed import Row
-from .restore import BlockWeights, Codes, CopiedWeights, InPlaceWeights, Terms, Weights
+from .parts import parts_of
+from .restore import Codes, Terms, Weights
 from .seed_log import GroupSettings, SeedLog, Update
 from .setup import Setup
 from .tensors import canonical_name, check_trained, digest, distinct, fingerprint
@@ -361,7 +362,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
         for weights in self._parts():
             weights.home()
 
-    # What is trained, and the log.
+    # What is trained.
 
     def _named_groups(self) -> list[dict[str, Tensor]]:
         return [
@@ -371,26 +372,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
 
     def _parts(self) -> list[Weights]:
         if self._weights is None:
-            self._weights = [
-                part
-                for index, group in enumerate(distinct(self._named_groups()))
-                for part in self._split(index, group)
-            ]
+            self._weights = parts_of(self._named_groups(), self._setup)
         return self._weights
-
-    def _split(self, index: int, group: Mapping[str, Tensor]) -> Iterator[Weights]:
-        """A group's tensors by device and by how they are moved."""
-        parts: dict[tuple, dict[str, Tensor]] = {}
-        for name, x in group.items():
-            parts.setdefault((x.device, x.dtype == torch.int8), {})[name] = x
-        for (_, codes), tensors in parts.items():
-            common = index, tensors, self._setup.noise, self._setup.rounding
-            if codes:
-                yield Codes(*common, self._setup.scales, self._setup.headroom)
-            elif self._setup.module is not None:
-                yield BlockWeights(*common, self._setup.module)
-            else:
-                yield (CopiedWeights if self._setup.restore == "copy" else InPlaceWeights)(*common)
 
 
 def _losses(rows: Sequence[Row]) -> Tensor:
