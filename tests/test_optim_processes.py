@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from small_models import EPS, bits, loss_of, model_of, same
 from zeroth_order_process import PERTURBATIONS, STEPS
 
 from sopt.errors import InputError
-from sopt.optim import ZOSGD, Exchange, SeedLog
+from sopt.optim import ZOSGD, Exchange, SeedLog, distributed
 
 PROGRAM = Path(__file__).with_name("zeroth_order_process.py")
 
@@ -181,6 +182,39 @@ def test_a_process_that_is_behind_where_the_others_began_is_told():
     with pytest.raises(InputError, match="ends at step 6, but the others go on from step 7"):
         late.begin(6)
     assert late.begin(8) == 7
+
+
+def test_a_second_training_of_a_program_knows_nothing_of_the_first(monkeypatch):
+    """Nor does one that torchrun started again, where the store has outlived the processes."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda url: iter([(store, 0, 2)]))
+
+    def training():
+        return Exchange.from_environment(timeout=0.01)
+
+    first = training()
+    assert first.share(1, rows_of(first)) == first.decision(1) == [(0, 0.5, 0.0)]
+    assert training().decision(1) is None
+    monkeypatch.setattr(distributed, "_exchanges", itertools.count())  # another process
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert training().decision(1) is None
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"noise": "rademacher"}, {"model": 1}])
+def test_processes_that_do_not_train_the_same_are_told_before_a_loss(other, tmp_path):
+    store = torch.distributed.HashStore()
+
+    def training(rank, model=0, **options):
+        trained = model_of(seed=model)
+        exchange = Exchange(store, rank, 2, timeout=0.01)
+        optimizer = ZOSGD(trained.named_parameters(), 0.01, EPS, exchange=exchange, **options)
+        return lambda: optimizer.step(lambda: loss_of(trained))
+
+    training(0)()
+    with pytest.raises(InputError, match=r"process 1 goes on after step 0 with other weights"):
+        training(1, log=tmp_path / "log", **other)()
+    assert not (tmp_path / "log").exists()
+    training(1)()
 
 
 def test_weights_that_differ_are_found():

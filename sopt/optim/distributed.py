@@ -10,17 +10,24 @@ forward passes.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed
 from torch.distributed import Store
 
 from ..errors import InputError
+from ..launch import attempt
 
 Row = tuple[int, float, float]  # perturbation n and its two losses
+
+_exchanges = itertools.count()  # of this process, see from_environment
 
 SHARES = ("data", "perturbations")
 ROW = struct.Struct("<Hff")
@@ -81,16 +88,35 @@ class Exchange:
     def from_environment(cls, **options: object) -> Exchange:
         """The exchange of a process that torchrun started; ``options`` are those of the class.
 
-        The store is the one through which ``torch.distributed`` finds its processes.
+        The store is the one through which ``torch.distributed`` finds its processes. Each exchange
+        has keys of its own in it: all processes make the same ones in the same order.
         """
         store, rank, world_size = next(iter(torch.distributed.rendezvous("env://")))
-        return cls(torch.distributed.PrefixStore("zo", store), rank, world_size, **options)  # type: ignore[arg-type]
+        prefix = f"zo/{attempt()}/{next(_exchanges)}"
+        return cls(torch.distributed.PrefixStore(prefix, store), rank, world_size, **options)  # type: ignore[arg-type]
 
     def indices(self, num_perturbations: int) -> range:
         """The perturbations that this process evaluates."""
         if self._share == "data":
             return range(num_perturbations)
         return range(self.rank, num_perturbations, self.world_size)
+
+    def agree(self, step: int, header: Mapping[str, Any]) -> None:
+        """Compare what a training is with that of who first went on after ``step``.
+
+        Raises:
+            InputError: They differ.
+        """
+        if self.world_size == 1:
+            return
+        own = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=8)
+        name = own.hexdigest().encode()
+        if self._compare_set(f"{step}/run", name) != name:
+            raise InputError(
+                f"exchange must be of processes that train the same, but process {self.rank} goes "
+                f"on after step {step} with other weights, parameters, seed or noise than another: "
+                "did all begin with the same weights?"
+            )
 
     def begin(self, step: int) -> int:
         """The step to go on from, of a process whose log ends at ``step``.

@@ -46,6 +46,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
     ) -> None:
         self.steps = self.skipped = 0
         self._setup = setup
+        self._begun = False  # whether the log is open and other processes are known to agree
         self._log: SeedLog | None = None
         self._pending: list[Tensor] = []  # (perturbations, 2) losses of each micro-batch
         self._weights: list[Weights] | None = None
@@ -136,8 +137,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
         Whatever is raised before the update, the weights are as before, and so are the losses of
         :meth:`accumulate`.
         """
-        if self._setup.log is not None and self._log is None:
-            self._log = SeedLog.of_run(self._setup.log, self.header(), self.steps)
+        if not self._begun:
+            self._begin()
         step = self.steps + 1
         try:
             rows = self._decide(step, closure)
@@ -246,7 +247,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
                 self.state[params[index]][key] = value
         own = deepcopy(state_dict[STATE])
         self.steps, self.skipped, self._pending = own["steps"], own["skipped"], own["pending"]
-        self._log = None
+        self._begun, self._log = False, None
 
     # What subclasses say.
 
@@ -265,6 +266,14 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
     def _update_weights(self, weights: Weights, updates: Sequence[Update]) -> None: ...
 
     # The step.
+
+    def _begin(self) -> None:
+        """Compare this training with that of the other processes, and open its log."""
+        if self._setup.exchange is not None:
+            self._setup.exchange.agree(self.steps, self.header())
+        if self._setup.log is not None and self._log is None:
+            self._log = SeedLog.of_run(self._setup.log, self.header(), self.steps)
+        self._begun = True
 
     def _decide(self, step: int, closure: Closure | None) -> list[Row]:
         """The losses of a step, averaged over micro-batches, and all processes'."""
