@@ -9,13 +9,15 @@ from accelerate import Accelerator
 from language import pretrained_model, text
 from torch.utils.data import DataLoader
 
-from sopt.optim import ZOSGD
+from sopt.optim import ZOSGD, Exchange
 
 
 def main(steps: int = 300) -> list[float]:
     accelerator = Accelerator(gradient_accumulation_steps=2, cpu=True)
     model = pretrained_model()
-    zeroth_order = ZOSGD(model.named_parameters(), lr=2e-3, eps=1e-3)
+    # Under torchrun each process has batches of its own: losses are what makes them one training.
+    exchange = Exchange.from_environment(share="data") if accelerator.num_processes > 1 else None
+    zeroth_order = ZOSGD(model.named_parameters(), lr=2e-3, eps=1e-3, exchange=exchange)
     scheduler = torch.optim.lr_scheduler.LinearLR(zeroth_order, 1.0, 0.1, steps)
     data = DataLoader(list(text(16 * steps, 0.95, seed=1)), batch_size=8)
     model, optimizer, data, scheduler = accelerator.prepare(model, zeroth_order, data, scheduler)

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import InputError
+
 
 class ZerothOrderMixin:
     """Makes a ``Trainer`` whose optimizer is one of :mod:`sopt.optim`; put it before ``Trainer``.
@@ -13,7 +15,8 @@ class ZerothOrderMixin:
     Each micro-batch is evaluated along the step's directions, in eval mode and without gradients;
     ``Trainer`` steps when it has seen ``gradient_accumulation_steps`` of them, and schedules,
     logs, evaluates and saves as ever. Set ``max_grad_norm=0``: there is no gradient to clip;
-    ``clip=`` of the optimizer bounds the slopes.
+    ``clip=`` of the optimizer bounds the slopes. Under torchrun, where each process has batches of
+    its own, the optimizer needs ``exchange=Exchange.from_environment(share="data")``.
 
     Example:
         >>> class ZerothOrderTrainer(ZerothOrderMixin, Trainer): ...
@@ -24,7 +27,18 @@ class ZerothOrderMixin:
     def training_step(
         self: Any, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """The loss of a micro-batch, as ``Trainer`` sums it over the micro-batches of a step."""
+        """The loss of a micro-batch, as ``Trainer`` sums it over the micro-batches of a step.
+
+        Raises:
+            InputError: There are several processes, and the optimizer has no exchange.
+        """
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
+        processes = self.accelerator.num_processes
+        if processes > 1 and optimizer.exchange is None:
+            raise InputError(
+                "the optimizer must have exchange=Exchange.from_environment(share='data') where "
+                f"Trainer gives each of {processes} processes batches of its own, got none"
+            )
         model.eval()
         inputs = self._prepare_inputs(inputs)
 
@@ -32,5 +46,4 @@ class ZerothOrderMixin:
             with self.compute_loss_context_manager():
                 return self.compute_loss(model, inputs)
 
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
         return optimizer.accumulate(closure) / self.current_gradient_accumulation_steps

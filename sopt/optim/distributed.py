@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import struct
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ from torch.distributed import Store
 
 from ..errors import InputError
 from ..launch import attempt
+
+logger = logging.getLogger(__name__)
 
 Row = tuple[int, float, float]  # perturbation n and its two losses
 
@@ -241,3 +244,14 @@ class Exchange:
         stored = self._store.compare_set(key, "", value)  # type: ignore[arg-type]
         self.received += len(stored)
         return stored
+
+
+def warn_of_others() -> None:
+    """Say that a training without an exchange is one of several, which may be meant: where all
+    processes have the same data, or a closure averages its loss over them."""
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        logger.warning(
+            "torch.distributed has %d processes, but the optimizer no exchange=: their weights "
+            "differ from now on, unless all closures return the same losses",
+            torch.distributed.get_world_size(),
+        )

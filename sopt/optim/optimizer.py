@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..steps.seeds import Tag, seed64
 from .closure import evaluate
-from .distributed import Row
+from .distributed import Exchange, Row, warn_of_others
 from .parts import parts_of
 from .restore import Codes, Terms, Weights
 from .seed_log import GroupSettings, SeedLog, Update
@@ -57,6 +57,11 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
                 "restore='inplace' leaves rounding errors that neither a log nor another process "
                 "repeats: with log or exchange, float parameters need restore='copy' or 'blocks'"
             )
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """What this process shares losses with others by."""
+        return self._setup.exchange
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in :class:`torch.optim.Optimizer`.
@@ -151,8 +156,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
             logger.warning("step %d was skipped: a loss was not finite", step)
         self._pending = []
         self.steps = step
-        if self._setup.exchange is not None and self._setup.exchange.checks(step):
-            self._setup.exchange.check(step, self.digest())
+        if self.exchange is not None and self.exchange.checks(step):
+            self.exchange.check(step, self.digest())
         return _losses(rows).mean().to(self.param_groups[0]["params"][0].device)
 
     def resume(self) -> int:
@@ -170,13 +175,13 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
             raise InputError("resume() needs log= and comes before the first step")
         log = SeedLog(self._setup.log) if Path(self._setup.log).exists() else None
         start = 0 if log is None else log.step
-        if self._setup.exchange is not None:
-            start = self._setup.exchange.begin(start)
+        if self.exchange is not None:
+            start = self.exchange.begin(start)
         if log is not None:
             self._log = log.truncated(start)
             self.replay(self._log)
-        if self._setup.exchange is not None:
-            self._setup.exchange.joined()
+        if self.exchange is not None:
+            self.exchange.joined()
         return self.steps
 
     @torch.no_grad()
@@ -269,16 +274,17 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
 
     def _begin(self) -> None:
         """Compare this training with that of the other processes, and open its log."""
-        if self._setup.exchange is not None:
-            self._setup.exchange.agree(self.steps, self.header())
+        if self.exchange is not None:
+            self.exchange.agree(self.steps, self.header())
+        else:
+            warn_of_others()
         if self._setup.log is not None and self._log is None:
             self._log = SeedLog.of_run(self._setup.log, self.header(), self.steps)
         self._begun = True
 
     def _decide(self, step: int, closure: Closure | None) -> list[Row]:
         """The losses of a step, averaged over micro-batches, and all processes'."""
-        exchange = self._setup.exchange
-        rows = exchange.decision(step) if exchange is not None else None
+        rows = self.exchange.decision(step) if self.exchange is not None else None
         if rows is not None:  # the others have done this step without this process
             return rows
         losses = list(self._pending)
@@ -288,7 +294,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
             raise InputError("closure must be given, or accumulate(closure) called before")
         mean = torch.stack(losses).double().mean(0).float()
         rows = [(n, *pair) for n, pair in zip(self._setup.indices(), mean.tolist(), strict=True)]
-        return rows if exchange is None else exchange.share(step, rows)
+        return rows if self.exchange is None else self.exchange.share(step, rows)
 
     def _evaluate(self, closure: Closure) -> Tensor:
         """Losses (perturbations, 2) of a micro-batch; the weights stay at the last perturbation."""
