@@ -24,7 +24,7 @@ from torch.distributed import PrefixStore, Store
 from . import launch
 from .config import TrainConfig
 from .errors import InputError
-from .optim.distributed import Exchange
+from .optim.distributed import Exchange, losses_of
 from .optim.tensors import digest
 
 # Seconds that a zeroth-order step waits for the losses of a process: longer than the forwards of
@@ -161,8 +161,7 @@ class Processes:
             own = self._exchange.indices(len(seeds))
             values = evaluate([seeds[n] for n in own]).tolist()
             rows = self._exchange.share(step, [(n, *v) for n, v in zip(own, values, strict=True)])
-        losses = torch.tensor([row[1:] for row in rows], dtype=torch.float32, device="cpu")
-        return [seeds[row[0]] for row in rows], losses
+        return [seeds[row[0]] for row in rows], losses_of(rows)
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace float32 tensors by their mean over the processes, the same bits in all.

@@ -96,3 +96,17 @@ def test_a_step_that_cannot_be_applied_is_not_in_the_log(tmp_path, monkeypatch):
     for step in range(3):
         optimizer.step(lambda s=step: loss_of(model, s))
     assert same(bits(sopt.replay(model_of(), log)), bits(model))
+
+
+def test_abandoned_micro_batches_are_dropped_by_zero_grad():
+    broken, whole = Training(), Training()
+    broken.accumulate(7)
+    with pytest.raises(ZeroDivisionError):  # out of memory, say: the batch is left out
+        broken.optimizer.accumulate(lambda: 1 / 0)
+    broken.optimizer.zero_grad()
+    for training in (broken, whole):
+        training.accumulate(1)
+        training.accumulate(2)
+    losses = [training.optimizer.step().item() for training in (broken, whole)]
+    assert losses[0] == losses[1]
+    assert same(broken.state(), whole.state())

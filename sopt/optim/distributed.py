@@ -20,7 +20,9 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed
+from torch import Tensor
 from torch.distributed import Store
 
 from ..errors import InputError
@@ -244,6 +246,12 @@ class Exchange:
         stored = self._store.compare_set(key, "", value)  # type: ignore[arg-type]
         self.received += len(stored)
         return stored
+
+
+def losses_of(rows: Sequence[Row]) -> Tensor:
+    """The losses of a step as a tensor (perturbations, 2)."""
+    pairs = [row[1:] for row in rows]
+    return torch.tensor(pairs, dtype=torch.float32, device="cpu").view(-1, 2)
 
 
 def warn_of_others() -> None:

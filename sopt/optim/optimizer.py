@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..steps.seeds import Tag, seed64
 from .closure import evaluate
-from .distributed import Exchange, Row, warn_of_others
+from .distributed import Exchange, Row, losses_of, warn_of_others
 from .parts import parts_of
 from .restore import Codes, Terms, Weights
 from .seed_log import GroupSettings, SeedLog, Update
@@ -105,6 +104,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
     def accumulate(self, closure: Closure) -> Tensor:
         """Evaluate a micro-batch along the directions of the coming step, without updating.
 
+        Its losses wait for :meth:`step`, or until :meth:`zero_grad`.
+
         Args:
             closure: Returns the mean loss of a micro-batch. Called as by :meth:`step`.
 
@@ -121,6 +122,11 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
             self._go_home()
         self._pending.append(losses)
         return values.mean()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """torch's; and losses that wait for a step are dropped, as gradients would be."""
+        super().zero_grad(set_to_none)
+        self._pending = []
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
@@ -158,7 +164,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
         self.steps = step
         if self.exchange is not None and self.exchange.checks(step):
             self.exchange.check(step, self.digest())
-        return _losses(rows).mean().to(self.param_groups[0]["params"][0].device)
+        return losses_of(rows).mean().to(self.param_groups[0]["params"][0].device)
 
     def resume(self) -> int:
         """Replay an existing log into the parameters, which must be those the run began with.
@@ -305,7 +311,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
         losses: list[Tensor] = []
         base = [evaluate(closure, watched)] if sides == 1 else []
         for n in self._setup.indices():
-            seed, rounding_seed = self._direction(self.steps + 1, n)
+            seed, rounding_seed = self._setup.direction(self.steps + 1, n)
             for sign in (1, -1)[:sides]:
                 for part, eps in moved:
                     part.move(seed, sign * eps, rounding_seed)
@@ -313,11 +319,11 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
                 for part, _ in moved:
                     part.check_evaluated()
             losses += base
-        return torch.stack(losses).view(-1, 2) if losses else _losses([])
+        return torch.stack(losses).view(-1, 2) if losses else losses_of([])
 
     def _update_of(self, step: int, rows: Sequence[Row]) -> Update:
         settings = [self._settings(group) for group in self.param_groups]
-        plus, minus = _losses(rows).unbind(1)
+        plus, minus = losses_of(rows).unbind(1)
         columns = []
         for group, now in zip(self.param_groups, settings, strict=True):
             slopes = (plus - minus) / (self._setup.sides * now.eps)
@@ -350,21 +356,16 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
         """Consecutive updates of a group under the same settings as one sum."""
         settings = updates[0].settings[group]
         counts = [len(update.indices) for update in updates]
-        directions = [self._direction(u.step, n) for u in updates for n in u.indices]
+        directions = [self._setup.direction(u.step, n) for u in updates for n in u.indices]
         return Terms(
             seeds=[seed for seed, _ in directions],
             coefficients=[c[group] for update in updates for c in update.coefficients],
             decay=settings.decay,
             round_after=[sum(counts[: k + 1]) for k in range(len(counts) - 1)],
-            rounding_seeds=[seed64(self._setup.seed, u.step, 0, Tag.ROUNDING) for u in updates],
+            rounding_seeds=[self._setup.rounding_seed(u.step) for u in updates],
             eps=settings.eps,
             delta_rounding_seeds=[rounding_seed for _, rounding_seed in directions],
         )
-
-    def _direction(self, step: int, n: int) -> tuple[int, int]:
-        """Seeds of perturbation n's noise and, for codes, of its rounding."""
-        rounding_seed = seed64(self._setup.seed, step, n + 1, Tag.ROUNDING)  # 0 is the update's
-        return seed64(self._setup.seed, step, n, Tag.DIRECTION), rounding_seed
 
     def _buffer(self, parameter: Tensor, key: str) -> Tensor:
         """A float32 buffer of a parameter in the optimizer's state, zero at first."""
@@ -389,9 +390,3 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
         if self._weights is None:
             self._weights = parts_of(self._named_groups(), self._setup)
         return self._weights
-
-
-def _losses(rows: Sequence[Row]) -> Tensor:
-    """As a tensor (perturbations, 2)."""
-    pairs = [row[1:] for row in rows]
-    return torch.tensor(pairs, dtype=torch.float32, device="cpu").view(-1, 2)

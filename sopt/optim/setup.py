@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..errors import InputError, nearest
+from ..steps.seeds import Tag, seed64
 from .distributed import Exchange
 from .seed_log import MOST_PERTURBATIONS
 from .tensors import canonical_name
@@ -58,6 +59,14 @@ class Setup:
     @property
     def sides(self) -> int:
         return 2 if self.estimator == "two-sided" else 1
+
+    def direction(self, step: int, n: int) -> tuple[int, int]:
+        """Seeds of perturbation n's noise and, for codes, of its rounding."""
+        return seed64(self.seed, step, n, Tag.DIRECTION), self.rounding_seed(step, n + 1)
+
+    def rounding_seed(self, step: int, which: int = 0) -> int:
+        """That of perturbation n is 1 + n; 0 is the update's."""
+        return seed64(self.seed, step, which, Tag.ROUNDING)
 
     def indices(self) -> range:
         """The perturbations that this process evaluates."""
