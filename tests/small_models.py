@@ -44,6 +44,8 @@ class Training:
 
     def __init__(self, restore="copy", **options):
         self.model = model_of()
+        for p in self.model.parameters():  # +-EPS is then added, and taken off, exactly
+            p.data.mul_(2**12).round_().div_(2**12)
         self.codes = (noise((16, 8), 1, "codes") * 30).to(torch.int8)
         self.scales = torch.full((16,), 0.02)
         if restore == "blocks":

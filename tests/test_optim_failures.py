@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 
 import pytest
 import torch
 from small_models import EPS, Training, bits, loss_of, model_of, same
 
 import sopt
-from sopt.optim import Exchange, SeedLog, ZOAdam, seed_log
+from sopt.optim import Exchange, SeedLog, ZOAdam, blocks, restore, seed_log
 
 
 def interrupted(*_):
@@ -110,3 +111,44 @@ def test_abandoned_micro_batches_are_dropped_by_zero_grad():
     losses = [training.optimizer.step().item() for training in (broken, whole)]
     assert losses[0] == losses[1]
     assert same(broken.state(), whole.state())
+
+
+@pytest.mark.parametrize("times", [1, 9])
+@pytest.mark.parametrize("sooner", [False, True])
+@pytest.mark.parametrize("how, module, op", [
+    ("copy", restore, "perturb_int8_"), ("copy", restore, "update_int8_"),
+    ("copy", restore, "write_noisy_"), ("inplace", restore, "add_noise_"),
+    ("blocks", blocks, "write_noisy_"), ("blocks", blocks, "add_noise_"),
+])  # fmt: skip
+def test_ctrl_c_comes_before_a_step_or_after_it(how, module, op, sooner, times, monkeypatch):
+    """While a kernel runs, Python waits for its end; before, for that of the last instruction."""
+    kernel = getattr(module, op)
+    whole = Training(how, noise="rademacher")
+    start = whole.state()
+    whole.step(1)
+    for position in range(99):
+        broken, calls = Training(how, noise="rademacher"), []
+
+        def call(*arguments, position=position, calls=calls, **options):
+            calls.append(op)
+            comes = position < len(calls) <= position + times
+            if comes and sooner:
+                signal.raise_signal(signal.SIGINT)
+            result = kernel(*arguments, **options)
+            if comes:
+                signal.raise_signal(signal.SIGINT)
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, op, call)
+            try:
+                broken.step(1)
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+        if not broken.optimizer.steps:
+            assert same(broken.state(), start)
+            broken.step(1)
+        assert same(broken.state(), whole.state())
+    assert len(calls) == position > 0

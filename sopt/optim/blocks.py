@@ -67,7 +67,8 @@ class BlockWeights(Weights):
 
         def restore(*_: Any) -> None:
             for p in self._calls.pop() if self._calls else ():
-                p.data = self._base.pop(p)
+                p.data = self._base[p]
+                del self._base[p]  # not sooner: Ctrl-C may come between
 
         self._blocks.add(name)
         self._largest = max(self._largest, sum(map(_aligned_bytes, own)))

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from .closure import evaluate
 from .distributed import Exchange, Row, losses_of, warn_of_others
+from .interrupts import uninterrupted
 from .parts import parts_of
 from .restore import Codes, Terms, Weights
 from .seed_log import GroupSettings, SeedLog, Update
@@ -146,7 +147,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
                 no losses.
 
         Whatever is raised before the update, the weights are as before, and so are the losses of
-        :meth:`accumulate`.
+        :meth:`accumulate`. Ctrl-C comes before an update or after it, when ``steps`` counts it.
         """
         if not self._begun:
             self._begin()
@@ -157,11 +158,6 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
             self._commit(update)
         finally:  # those that were not updated are at a perturbation
             self._go_home()
-        if not update.indices:
-            self.skipped += 1
-            logger.warning("step %d was skipped: a loss was not finite", step)
-        self._pending = []
-        self.steps = step
         if self.exchange is not None and self.exchange.checks(step):
             self.exchange.check(step, self.digest())
         return losses_of(rows).mean().to(self.param_groups[0]["params"][0].device)
@@ -337,14 +333,19 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
 
     def _commit(self, update: Update) -> None:
         """Log an update, then apply it: a log that cannot be written has no step of its own."""
-        if self._log is not None:
-            self._log.append(update)
-        try:
-            self._apply([update] if update.indices else [])
-        except BaseException:
+        with uninterrupted():
             if self._log is not None:
-                self._log = self._log.truncated(self.steps)
-            raise
+                self._log.append(update)
+            try:
+                self._apply([update] if update.indices else [])
+            except BaseException:
+                if self._log is not None:
+                    self._log = self._log.truncated(self.steps)
+                raise
+            self.steps, self._pending = update.step, []
+            if not update.indices:
+                self.skipped += 1
+                logger.warning("step %d was skipped: a loss was not finite", update.step)
 
     def _apply(self, updates: Sequence[Update]) -> None:
         for weights in self._parts():
@@ -375,8 +376,9 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
         return state[key]
 
     def _go_home(self) -> None:
-        for weights in self._parts():
-            weights.home()
+        with uninterrupted():  # the second Ctrl-C
+            for weights in self._parts():
+                weights.home()
 
     # What is trained.
 

@@ -25,6 +25,8 @@ from sopt_kernels import (
     write_noisy_,
 )
 
+from .interrupts import uninterrupted
+
 logger = logging.getLogger(__name__)
 
 
@@ -136,14 +138,17 @@ class InPlaceWeights(Weights):
             terms = [(seed, coefficient - self._at[1])]
         else:
             terms = [(self._at[0], -self._at[1]), (seed, coefficient)]
-        self._at = seed, coefficient
         seeds, coefficients = zip(*terms, strict=True)
-        add_noise_(self._list, seeds, coefficients, **self._noise)
+        with uninterrupted():
+            add_noise_(self._list, seeds, coefficients, **self._noise)
+            self._at = seed, coefficient
 
     def home(self) -> None:
-        if self._at is not None:
-            (seed, coefficient), self._at = self._at, None
-            add_noise_(self._list, seed, -coefficient, **self._noise)
+        with uninterrupted():
+            if self._at is not None:
+                seed, coefficient = self._at
+                add_noise_(self._list, seed, -coefficient, **self._noise)
+                self._at = None
 
     def update(self, terms: Terms) -> None:
         if self._at is not None:  # the way home is part of the update
@@ -185,14 +190,17 @@ class Codes(Weights):
         )
 
     def move(self, seed: int, coefficient: float, rounding_seed: int) -> None:
-        self.home()
-        self._perturb(seed, coefficient, rounding_seed)
-        self._at = seed, coefficient, rounding_seed
+        with uninterrupted():
+            self.home()
+            self._perturb(seed, coefficient, rounding_seed)
+            self._at = seed, coefficient, rounding_seed
 
     def home(self) -> None:
-        if self._at is not None:
-            (seed, coefficient, rounding_seed), self._at = self._at, None
-            self._perturb(seed, -coefficient, rounding_seed)
+        with uninterrupted():
+            if self._at is not None:
+                seed, coefficient, rounding_seed = self._at
+                self._perturb(seed, -coefficient, rounding_seed)
+                self._at = None
 
     def update(self, terms: Terms) -> None:
         self.home()
