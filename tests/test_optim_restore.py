@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
 from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
-from small_models import EPS, bits, loss_of, model_of, same
+from small_models import EPS, batch, bits, loss_of, model_of, same
 from torch import nn
 from torch.nn.functional import linear, mse_loss
 
+from sopt.errors import InputError
 from sopt.optim import ZOSGD
 from sopt_kernels import noise
 
@@ -208,3 +211,58 @@ def test_autocast_around_a_step_is_autocast_within_its_closure(restore):
         results.append((seen, bits(model)))
     assert results[0][0] == results[1][0]
     assert same(results[0][1], results[1][1])
+
+
+def hooks(model):
+    return [len(x._forward_pre_hooks) + len(x._forward_hooks) for x in model.modules()]
+
+
+def test_hooks_of_blocks_end_with_the_optimizer_or_its_groups():
+    model = model_of()
+    first, *others = model.named_parameters()
+    optimizer = ZOSGD([first], 0.01, EPS, restore="blocks", module=model)
+    assert hooks(model) == [0, 2, 0, 0]
+    optimizer.add_param_group({"params": others})
+    assert optimizer.step(lambda: loss_of(model)) > 0
+    assert hooks(model) == [0, 4, 0, 2]  # two of each group
+    del optimizer
+    assert hooks(model) == [0, 0, 0, 0]
+    with pytest.raises(InputError, match="module must own"):
+        ZOSGD(model_of().named_parameters(), 0.01, EPS, restore="blocks", module=model)
+    assert hooks(model) == [0, 0, 0, 0]
+
+
+def test_copies_of_a_module_under_training_are_not_perturbed():
+    """Made in the closure, between two perturbations: one in memory, one of a file."""
+    model, seen = model_of(), []
+    optimizer = ZOSGD(model.named_parameters(), 0.01, EPS, restore="blocks", module=model)
+    plain = loss_of(model).item()
+
+    def closure():
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        copied = copy.deepcopy(model), torch.load(file, weights_only=False)
+        seen.append([loss_of(x).item() for x in (model, *copied, model)])
+        return seen[-1][0]
+
+    optimizer.step(closure)
+    for perturbed, *copies, again in seen:
+        assert copies == [plain, plain]
+        assert perturbed == again != plain
+
+
+def test_a_compiled_module_is_compiled_once_for_all_perturbations():
+    (x, y), graphs, results = batch(), [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    for compiled in (False, True):
+        model = model_of()
+        optimizer = ZOSGD(model.named_parameters(), 0.01, EPS, restore="blocks", module=model)
+        run = torch.compile(model, backend=backend, dynamic=False) if compiled else model
+        results.append([optimizer.step(lambda r=run: mse_loss(r(x), y)).item() for _ in range(6)])
+    assert results[0] == results[1]
+    assert len(graphs) == 2  # one of each layer

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
+from weakref import WeakMethod, finalize
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sopt_kernels import add_noise_, write_noisy_
 
@@ -39,6 +41,8 @@ class BlockWeights(Weights):
         self._largest = 0
         self._blocks: set[str] = set()
         self._used: set[str] = set()
+        self._hooks: list[RemovableHandle] = []
+        finalize(self, _remove, self._hooks).atexit = False
         streams = dict(zip(map(place, self._list), self._streams, strict=True))
         for name, block in module.named_modules():
             own = {p: streams[place(p)] for p in block.parameters(False) if place(p) in streams}
@@ -52,28 +56,34 @@ class BlockWeights(Weights):
                 )
 
     def _register(self, name: str, block: nn.Module, own: Mapping[Tensor, int]) -> None:
-        def perturb(*_: Any) -> None:
-            if self._at is None:
-                return
-            self._used.add(name)
-            params = [p for p in own if p not in self._base]  # another block may have it too
-            base = [p.data for p in params]
-            scratch = self._scratch_like(base)
-            streams = [own[p] for p in params]
-            write_noisy_(scratch, base, *self._at, streams=streams, kind=self._noise["kind"])
-            for p, x, perturbed in zip(params, base, scratch, strict=True):
-                self._base[p], p.data = x, perturbed
-            self._calls.append(params)
-
-        def restore(*_: Any) -> None:
-            for p in self._calls.pop() if self._calls else ():
-                p.data = self._base[p]
-                del self._base[p]  # not sooner: Ctrl-C may come between
-
         self._blocks.add(name)
         self._largest = max(self._largest, sum(map(_aligned_bytes, own)))
-        block.register_forward_pre_hook(perturb)
-        block.register_forward_hook(restore, always_call=True)  # a closure may go on after an error
+        perturb = _Hook(WeakMethod(self._perturb), name, own)
+        restore = _Hook(WeakMethod(self._restore))
+        self._hooks += [
+            block.register_forward_pre_hook(perturb),
+            block.register_forward_hook(restore, always_call=True),  # also after an error
+        ]
+
+    def _perturb(self, name: str, own: Mapping[Tensor, int]) -> None:
+        """Before a block's forward, with the streams of its own parameters."""
+        if self._at is None:
+            return
+        self._used.add(name)
+        params = [p for p in own if p not in self._base]  # another block may have it too
+        base = [p.data for p in params]
+        scratch = self._scratch_like(base)
+        streams = [own[p] for p in params]
+        write_noisy_(scratch, base, *self._at, streams=streams, kind=self._noise["kind"])
+        for p, x, perturbed in zip(params, base, scratch, strict=True):
+            self._base[p], p.data = x, perturbed
+        self._calls.append(params)
+
+    def _restore(self) -> None:
+        """After it."""
+        for p in self._calls.pop() if self._calls else ():
+            p.data = self._base[p]
+            del self._base[p]  # not sooner: Ctrl-C may come between
 
     def move(self, seed: int, coefficient: float, rounding_seed: int) -> None:
         self._at = seed, coefficient
@@ -109,6 +119,31 @@ class BlockWeights(Weights):
                 f"restore='blocks' needs each block's forward to be called, but {unused[0]!r} was "
                 "not: leave its parameters out, or use restore='copy'"
             )
+
+
+class _Hook:
+    """Calls a method of the weights while they are there; one in a copy of the module is idle."""
+
+    def __init__(self, method: WeakMethod | None = None, *arguments: Any) -> None:
+        # A compiled module would be compiled again for each perturbation, a constant to it.
+        @torch.compiler.disable
+        def run() -> None:
+            call = None if method is None else method()
+            if call is not None:
+                call(*arguments)
+
+        self._run = run
+
+    def __call__(self, *_: Any) -> None:
+        self._run()
+
+    def __reduce__(self) -> tuple:
+        return _Hook, ()
+
+
+def _remove(hooks: Sequence[RemovableHandle]) -> None:
+    for hook in hooks:
+        hook.remove()
 
 
 def _aligned_bytes(x: Tensor) -> int:
