@@ -118,7 +118,16 @@ def test_a_hollow_has_no_samples_to_measure_on(settings):
         sopt.train(**settings | {"eps": "auto", "hollow": "a10"})
 
 
-@pytest.mark.parametrize("eps", ["automatic", "0", 0.0, -1e-3, math.nan])
-def test_other_words_and_sizes_are_refused(settings, eps):
-    with pytest.raises(InputError, match="eps must be"):
+@pytest.mark.parametrize(
+    "eps, message",
+    [
+        ("automatic", "unknown eps 'automatic': did you mean 'auto'"),
+        ("0", "eps must be above 0"),
+        (0.0, "eps must be above 0"),
+        (-1e-3, "eps must be above 0"),
+        (math.nan, "eps must be a finite number"),
+    ],
+)
+def test_other_words_and_sizes_are_refused(settings, eps, message):
+    with pytest.raises(InputError, match=message):
         sopt.train(**settings | {"eps": eps})

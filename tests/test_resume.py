@@ -102,7 +102,7 @@ def test_a_finished_run_is_returned_without_doing_anything(settings, unbroken, a
 @pytest.mark.parametrize("name", ["memory.json", "history.jsonl"])
 def test_a_damaged_result_of_a_finished_run_is_named(settings, name):
     run = sopt.train(**settings)
-    (run.output / name).write_text("{\n")
+    (run.output / name).write_text("{\n" * len(run.history))
     with pytest.raises(InputError, match=rf"^output: .*{name} is not JSON"):
         sopt.train(**settings)
 
