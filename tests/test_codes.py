@@ -330,39 +330,6 @@ def test_int8_models_that_will_not_do(micro_model, tmp_path, fault, message):
         model.load("unet", FLOAT32)
 
 
-def test_int8_weights_mean_the_only_method_that_trains_them():
-    for train in ("codes", "scales"):
-        assert TrainConfig.create(**NEEDED, train=train).method == "zeroth-order"
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        (
-            {"method": "selective"},
-            "train='codes' does not go with method='selective': int8 weights are trained by",
-        ),
-        ({"method": "backprop-low"}, "train='codes' does not go with method='backprop-low'"),
-        ({"method": "textual-inversion"}, "train='codes' does not go with method='textual-inv"),
-        ({"method": "zeroth-order", "weights": "bfloat16"}, "weights='bfloat16' does not go with"),
-        ({"method": "zeroth-order", "rank": 8}, "rank=8 does not go with train='codes'"),
-        ({"method": "zeroth-order", "hollow": "a8"}, "hollow='a8' does not go with train='codes'"),
-        ({"method": "zeroth-order", "offload": "stream"}, "offload='stream' does not go with"),
-        ({"method": "zeroth-order", "token": "<x>"}, "token='<x>' does not go without train='tok"),
-        ({"method": "zeroth-order", "headroom": 65}, r"headroom must be a whole number in \[1, 65"),
-        ({"method": "zeroth-order", "zo_clip": 0}, "zo_clip must be above 0, got 0"),
-        ({"method": "zeroth-order", "layers": "to_v,"}, "layers must be 'all', or parts of layers"),
-        ({"train": "lora", "layers": "to_v"}, "layers='to_v' does not go with train='lora'"),
-        ({"method": "zeroth-order", "train": "scales", "headroom": 4}, "headroom=4 does not go wi"),
-        ({"train": "lora", "zo_clip": 1.0}, "zo_clip=1.0 does not go with train='lora'"),
-        ({"train": "code"}, "unknown train 'code': did you mean 'codes'?"),
-    ],
-)  # fmt: skip
-def test_settings_that_will_not_do(changes, message):
-    with pytest.raises(InputError, match=message):
-        TrainConfig.create(**NEEDED | {"train": "codes"} | changes)
-
-
 def test_scales_that_no_code_can_move_by_are_refused(settings, micro_model, tmp_path):
     scales = trained(micro_model, "scales")
     scales["unet.conv_in.scales"][1] = -1e-3
@@ -383,13 +350,6 @@ def test_a_quantized_pipeline_keeps_its_scales(micro_folder, micro_model):
     expected = micro_model.load("unet", bfloat16).state_dict()
     found = model.load("unet", torch.bfloat16).state_dict()
     assert all(torch.equal(found[name], x) for name, x in expected.items())
-
-
-def test_what_config_yaml_holds_means_the_same():
-    for train in ("codes", "scales"):
-        config = TrainConfig.create(**NEEDED, train=train, method="zeroth-order")
-        assert config.weights == "int8"
-        assert TrainConfig.create(**config.to_dict()) == config
 
 
 def test_an_int8_model_decides_the_weights(micro_model, tmp_path):
