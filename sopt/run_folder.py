@@ -15,7 +15,7 @@ from .checkpoint import Checkpoint, logged_lines, read_history
 from .config import TrainConfig
 from .data import Picture
 from .errors import InputError
-from .settings_file import read_yaml
+from .settings_file import OF_A_RUN, read_yaml
 from .text_files import read_object
 
 
@@ -52,7 +52,7 @@ class RunFolder:
         """
         self.path = Path(path)
         self.adapters = list(adapters)
-        self.config = self.path / "config.yaml"
+        self.config = self.path / OF_A_RUN
         self.history = self.path / "history.jsonl"
         self.checkpoint = self.path / "checkpoint" / "state.safetensors"
         self.before = self.path / "samples" / "before.png"

@@ -212,7 +212,7 @@ def _model_of_run(adapter: Any, file: Path) -> Any:
     if (config := getattr(adapter, "config", None)) is not None:  # what train returned
         return config.model
     model = settings_of_run(file.parent).get("model", "tiny")
-    if is_described(model):
+    if not isinstance(model, str) or is_described(model):
         raise InputError(f"model is missing: the run in {file.parent} had {model}")
     return model
 

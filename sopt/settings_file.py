@@ -12,6 +12,7 @@ from .errors import InputError
 from .text_files import read_text
 
 OF_A_RUN = "config.yaml"  # in its folder
+_IN_EVERY_RUN = {"model", "images", "prompt", "output"}
 
 
 def plain(value: Any) -> Any:
@@ -36,13 +37,15 @@ def is_described(value: Any) -> bool:
 
 
 def settings_of_run(folder: Path) -> dict[str, Any]:
-    """The settings of the run whose folder it is, unchecked; none if there was no run in it.
+    """The settings of the run whose folder it is, unchecked; none if there was no run in it, but
+    perhaps a file of that name which is another program's.
 
     Raises:
         InputError: They are damaged.
     """
     file = folder / OF_A_RUN
-    return read_yaml(file) if file.is_file() else {}
+    settings = read_yaml(file) if file.is_file() else {}
+    return settings if settings.keys() >= _IN_EVERY_RUN else {}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

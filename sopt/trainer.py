@@ -128,6 +128,12 @@ def prepare(**settings: Any) -> tuple[TrainConfig, Model, list[Picture]]:
     return config, model, pictures
 
 
+def identify(config: TrainConfig, model: Model) -> dict[str, str]:
+    """Which model trains under these settings, whatever its name: what a run is compared by."""
+    weights = frozen_fingerprint(config, model)
+    return {"weights": weights, "scheduler": _scheduler_fingerprint(model)}
+
+
 def _load_pictures(config: TrainConfig) -> list[Picture]:
     """Pictures of the subject, and those for prior preservation."""
     pictures = load_pictures(config.images, config.prompt)

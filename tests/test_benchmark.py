@@ -2,15 +2,18 @@
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from published import save_dreambooth
+from safetensors.torch import load_file, save_file
 
 import sopt
 from sopt import InputError, cli
+from sopt.errors import NotFiniteError
 from sopt.evaluation import benchmarking as module
 
 METRICS = ("dino", "clip_i", "clip_t", "diversity")
@@ -113,8 +116,9 @@ def test_a_benchmark_that_was_killed_goes_on_to_the_same_pictures(settings, tmp_
 
 
 def test_other_settings_in_the_folder_are_refused_and_more_subjects_are_not(settings):
-    one = sopt.benchmark("dreambooth", **settings, subjects=["cat2"])
+    one = sopt.benchmark("dreambooth", **settings, subjects=["cat2", "cat2"])
     assert list(one["subjects"]) == ["cat2"]
+    assert one["subset"].startswith("1 of 30 subjects")
     for name, value in {"guidance": 3.0, "lr": 0.5, "num_prompts": 1}.items():
         with pytest.raises(InputError, match=rf"holds a benchmark with \w+\.{name}="):
             sopt.benchmark("dreambooth", **settings | {name: value})
@@ -148,7 +152,8 @@ def test_other_prompts_or_pictures_of_a_subject_are_refused(settings):
     assert (cat / "scores.json").read_bytes() == before["cat2/scores.json"]
     for file, damaged, message in [
         ("cat2/scores.json", '{"dino": 0', "is not JSON"),
-        ("cat2/scores.json", '{"dino": 0}', "lacks clip_i"),
+        ("cat2/scores.json", '{"dino": 0}', "is damaged: its clip_i is missing"),
+        ("cat2/scores.json", '{"dino": "x"}', "is damaged: its dino is x"),
         ("benchmark.json", "[1]", "must be a JSON object"),
     ]:
         (Path(settings["output"]) / file).write_text(damaged)
@@ -167,6 +172,32 @@ def test_files_that_no_benchmark_made_are_neither_taken_nor_overwritten(settings
     with pytest.raises(InputError, match=f"{message} but no .* choose another folder"):
         sopt.benchmark("dreambooth", **settings, subjects=["cat2"])
     assert file.read_text() == "mine"
+
+
+def test_other_weights_behind_the_same_name_are_refused(settings, tmp_path):
+    """Scores of two models would be averaged."""
+    model = shutil.copytree(settings["model"], tmp_path / "model")
+    settings |= {"model": str(model)}
+    sopt.benchmark("dreambooth", **settings, subjects=["cat2"])
+    file = next((model / "unet").glob("*.safetensors"))
+    weights = load_file(file)
+    save_file({name: weight * 1.5 for name, weight in weights.items()}, file, {"format": "pt"})
+    with pytest.raises(InputError, match=r"holds a benchmark with model\.weights="):
+        sopt.benchmark("dreambooth", **settings, subjects=["cat2", "vase"])
+
+
+def test_a_subject_whose_run_diverged_does_not_stop_the_others(settings, monkeypatch):
+    def diverges(model, adapter, **options):
+        if "vase" in options["prompt"][0]:
+            raise NotFiniteError("a picture is not finite")
+        return sopt.generate(model, adapter, **options)
+
+    monkeypatch.setattr(module, "generate", diverges)
+    for _ in range(2):
+        with pytest.raises(NotFiniteError, match=r"1 of 2 subjects diverged \(vase\)"):
+            sopt.benchmark("dreambooth", **settings)
+    report = sopt.benchmark("dreambooth", **settings, subjects=["cat2"])
+    assert list(report["subjects"]) == ["cat2"]
 
 
 def test_pictures_are_drawn_as_leanly_as_the_run_was_trained(settings, monkeypatch):
@@ -195,6 +226,7 @@ def test_pictures_are_drawn_as_leanly_as_the_run_was_trained(settings, monkeypat
         ({"prompt": "x"}, "prompt is not a setting of a benchmark"),
         ({"stepz": 3}, "unknown setting 'stepz': did you mean 'steps'"),
         ({"subjects": ["dog"]}, "unknown subject 'dog'"),
+        ({"subjects": []}, "subjects must name at least one"),
         ({"data": "none"}, "data: there is no folder none"),
         ({"clip": "none"}, "clip 'none' is no folder"),
         ({"resolution": 65}, "resolution must be a multiple"),

@@ -158,6 +158,9 @@ def test_means_and_thinning():
     points = [(step, float(step)) for step in range(1, 11)]
     assert running_mean(points)[-1] == (10, 8.0)  # of 6 to 10
     assert running_mean(points)[1] == (2, 1.5)
+    # What follows a loss that ran away is drawn on a scale of logarithms: it must not be 0.
+    after = running_mean([(i, 1e18 if i == 10 else 0.1) for i in range(41)])[-1]
+    assert after == (40, pytest.approx(0.1, rel=1e-15 * 20))
     assert thinned(points, 4) == [points[0], points[3], points[6], points[9]]
     assert thinned(points, 10) == points
 

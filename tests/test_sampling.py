@@ -21,6 +21,7 @@ from sopt_kernels import noise, stream_id
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 RANK, ALPHA = 2, 3.0
 STEPS = 3
+RUN = "model: {}\nimages: photos\nprompt: a sks dog\noutput: run\n"  # the settings of a run
 
 
 @pytest.fixture(scope="module")
@@ -193,20 +194,32 @@ def test_an_adapter_of_another_model_is_refused_in_one_sentence(model, tmp_path)
 
 def test_the_model_is_that_of_the_adapters_run_if_not_given(model, tmp_path, run_folder):
     run = shutil.copytree(run_folder, tmp_path / "run")
-    (run / "config.yaml").write_text(f"model: {model}\n")
+    config = run / "config.yaml"
+    config.write_text(RUN.format(model))
     options = {"prompt": PROMPT, "steps": STEPS, "resolution": 64}
     expected = np.asarray(generate(model, run, **options)[0])
     result = SimpleNamespace(adapter=run / DIFFUSERS_FILE, config=SimpleNamespace(model=model))
     for adapter in (run, run / DIFFUSERS_FILE, result):
         assert np.array_equal(generate(adapter=adapter, **options)[0], expected)
-    (run / "config.yaml").write_text("model: a StableDiffusionPipeline given as an object\n")
+    config.write_text(RUN.format("a StableDiffusionPipeline given as an object"))
     with pytest.raises(InputError, match=r"model is missing: the run in .* had a StableDiff"):
         generate(adapter=run, **options)
+    config.write_text(RUN.format("[1]"))
+    with pytest.raises(InputError, match=r"model is missing: the run in .* had \[1\]"):
+        generate(adapter=run, **options)
+
+
+def test_a_config_yaml_of_another_program_says_nothing_of_the_model(tmp_path, run_folder):
+    file = shutil.copy(run_folder / DIFFUSERS_FILE, tmp_path)
+    for text in ("model: {name_or_path: foo}\n", "model: foo\n"):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(InputError, match="of another model: "):  # than tiny, of no known one
+            generate(adapter=file, prompt=PROMPT)
 
 
 def test_an_adapter_of_a_run_of_another_model_names_it(tmp_path, run_folder):
     run = shutil.copytree(run_folder, tmp_path / "run")
-    (run / "config.yaml").write_text("model: sd15.safetensors\n")
+    (run / "config.yaml").write_text(RUN.format("sd15.safetensors"))
     with pytest.raises(InputError, match=r"another model, of a run of model='sd15\.safetensors'"):
         generate("tiny", run, prompt=PROMPT)
 

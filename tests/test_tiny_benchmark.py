@@ -55,15 +55,23 @@ def test_a_torn_last_line_does_not_count_and_is_cut_off(tmp_path):
     assert read_lines(file) == [first]
     append_line(file, third)
     assert read_lines(file) == [first, third]
+    # A whole line counts, though its end is missing: an editor's, not ours.
+    file.write_text(json.dumps(second))
+    append_line(file, third)
+    assert read_lines(file) == [second, third]
     whole = json.dumps(first)
     for text, message in {
         f'{whole}\n{{"a"\n{whole}\n': r"line 2 of .* is not JSON",
         "[1]\n": r"line 1 of .* must be a JSON object",
-        whole.replace('"scores"', '"other"') + "\n": r"line 1 of .* lacks scores",
+        whole.replace('"scores"', '"other"') + "\n": r"line 1 .* its scores is missing",
+        whole.replace('"settings": {', '"settings": [], "other": {'): "its settings is \\[\\]",
+        '{"file_name": "mine.png"}': "line 1 .* its method is missing",
+        "mine": "line 1 .* is not JSON",
     }.items():
         file.write_text(text)
         with pytest.raises(InputError, match=message):
             read_lines(file)
+        assert file.read_text() == text
 
 
 def test_runs_that_are_there_are_not_done_again(fake_runs, tmp_path, caplog):

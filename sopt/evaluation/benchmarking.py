@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import TrainConfig
-from ..errors import InputError
+from ..errors import InputError, NotFiniteError
 from ..sampling import SEEDS_A_PROMPT, generate, picture_grid, png_bytes
 from ..text_files import read_object
 from .evaluating import CLIP, DINO, PROMPTS_FILE, SAMPLES, group_by_prompt, subject_pictures
@@ -114,7 +114,7 @@ def benchmark(
         images_per_prompt: At most 1000. The protocol's is 4.
         rare_word: The rare word that is trained to mean the subject.
         sampling_steps, guidance, sampling_seed, batch_size: As ``generate``'s steps, guidance, seed
-            and batch_size. The datasets' authors give none.
+            and batch_size. DreamBooth's authors publish none, CustomConcept101's report several.
         dino, clip: Backbones: folders that ``save_pretrained`` wrote, or hub ids.
         **training: Settings of :func:`sopt.train` but images, prompt and output.
 
@@ -126,12 +126,13 @@ def benchmark(
 
     Raises:
         InputError: Data, settings or backbones will not do, or ``output`` holds another benchmark.
+        NotFiniteError: A subject's run diverged. The other subjects are scored first.
 
     Example:
         >>> benchmark("dreambooth", "data/dreambooth", "out", subjects=["dog6"], steps=500)["mean"]
     """
     from ..files import check_writable, write_json
-    from ..trainer import prepare
+    from ..trainer import identify, prepare
     from .datasets import read_subjects
     from .metrics import Scorer
 
@@ -149,13 +150,25 @@ def benchmark(
     folder = Path(output)
     settings = {"protocol": asdict(protocol), "training": _given(config)}
     backbones = Scorer(dino, clip, config.device, batch_size).backbones  # missing: known at once
-    prepare(**_of_subject(chosen[0], protocol, folder), **training)  # wrong ones: known at once
+    first = _of_subject(chosen[0], protocol, folder)
+    resolved, model, _ = prepare(**first, **training)  # wrong ones: known at once
     check_writable(folder)
-    _claim(folder / "benchmark.json", settings | {"backbones": backbones}, ["scores.json"])
-    results = {}
+    claimed = settings | {"backbones": backbones, "model": identify(resolved, model)}
+    _claim(folder / "benchmark.json", claimed, ["scores.json"])
+    results, diverged = {}, []
     for number, subject in enumerate(chosen, start=1):
         logger.info("%s (%d of %d)", subject.name, number, len(chosen))
-        results[subject.name] = _subject(subject, protocol, training, folder)
+        try:
+            results[subject.name] = _subject(subject, protocol, training, folder)
+        except NotFiniteError as error:
+            diverged.append(subject.name)
+            logger.warning("%s: %s", subject.name, error)
+    if diverged:
+        raise NotFiniteError(
+            f"the runs of {len(diverged)} of {len(chosen)} subjects diverged "
+            f"({', '.join(diverged)}): their pictures are not finite; a lower rate may help, "
+            "or name the others in subjects for a table of them"
+        )
     report = {
         "dataset": dataset,
         "subset": _subset(dataset, chosen, protocol),
@@ -243,9 +256,14 @@ def _subject(
 
 def _read_scores(file: Path) -> dict[str, Any]:
     scores = read_object(file, "output: ")
-    for name in (*METRICS, "peak_bytes", "train_seconds", "versions"):
-        if name not in scores:
-            raise InputError(f"output: {file} lacks {name}; without the file it is scored again")
+    kinds: dict[str, Any] = dict.fromkeys(METRICS, (int, float, type(None)))
+    kinds |= {"peak_bytes": int, "train_seconds": (int, float), "versions": dict}
+    for name, kind in kinds.items():
+        if name not in scores or not isinstance(scores[name], kind):
+            raise InputError(
+                f"output: {file} is damaged: its {name} is "
+                f"{str(scores.get(name, 'missing'))[:80]}; without the file it is scored again"
+            )
     return scores
 
 

@@ -105,10 +105,13 @@ def read_subjects(
     if not data.is_dir():
         raise InputError(f"data: there is no folder {data}")
     subjects = {subject.name: subject for subject in READERS[dataset](data)}
-    for name in names or ():
+    wanted = subjects if names is None else dict.fromkeys(names)
+    if not wanted:
+        raise InputError("subjects must name at least one, got none")
+    for name in wanted:
         if name not in subjects:
             raise InputError(f"unknown subject {name!r}: {nearest(name, subjects)}")
-    chosen = [subjects[name] for name in names or subjects]
+    chosen = [subjects[name] for name in wanted]
     without = [each.name for each in chosen if not _has_pictures(each.folder)]
     if without:
         raise InputError(

@@ -11,7 +11,7 @@ from ..config import TrainConfig
 from ..errors import InputError
 from ..files import load_metadata
 from ..run_folder import RunFolder
-from ..settings_file import read_yaml
+from ..settings_file import OF_A_RUN, read_yaml
 from ..text_files import parse_object, read_object, read_text
 from . import checking
 
@@ -102,17 +102,18 @@ def read_run(path: str | Path) -> RunFiles:
     path = Path(path).expanduser()
     if not path.is_dir():
         raise InputError(f"run: there is no folder {path}")
-    if not (path / "config.yaml").exists():
-        raise InputError(f"run: the folder {path} holds no run: it has no config.yaml")
+    config = path / OF_A_RUN
+    if not config.exists():
+        raise InputError(f"run: the folder {path} holds no run: it has no {config.name}")
     run = RunFiles(
         path=path,
-        settings=read_yaml(path / "config.yaml"),
+        settings=read_yaml(config),
         history=_read_history(path / "history.jsonl"),
         memory=_read_json(path / "memory.json"),
         record=_read_json(path / RECORD),
         subjects=_read_subjects(RunFolder(path).checkpoint),
     )
-    checking.check_settings(path / "config.yaml", run.settings)
+    checking.check_settings(config, run.settings)
     checking.check_memory(path / "memory.json", run.memory)
     checking.check(path / RECORD, run.record, checking.RECORD)
     return run

@@ -200,10 +200,9 @@ def surface(schedule: Any, steps: int, timesteps: int) -> str:
 def running_mean(points: Sequence[Point]) -> list[Point]:
     """The mean of each point's value and those before it, up to a twentieth of all."""
     window = max(5, len(points) // 20)
-    sums = np.cumsum([0.0, *(value for _, value in points)])
-    return [
-        (x, float(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window))
-        for i, (x, _) in enumerate(points)
+    values = np.array([value for _, value in points])
+    return [  # not by differences of sums: beside 1e18, which a loss may be, 0.1 is nothing
+        (x, float(values[max(0, i + 1 - window) : i + 1].mean())) for i, (x, _) in enumerate(points)
     ]
 
 

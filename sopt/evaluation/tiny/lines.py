@@ -14,25 +14,32 @@ from ...files import write_all
 from ...text_files import parse_object
 
 # What every line of a run has, and the table and the next call need.
-REQUIRED = (
-    "method", "subject", "seed", "protocol", "chosen", "settings", "scores", "core_seconds",
-)  # fmt: skip
+REQUIRED: dict[str, Any] = {
+    "method": str, "subject": int, "seed": int, "protocol": dict, "chosen": dict, "settings": dict,
+    "scores": dict, "core_seconds": (int, float),
+}  # fmt: skip
+_BEGINNING = b'{"method": "'
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """The whole lines; a part of a last one, left by a run that was killed, does not count.
 
     Raises:
-        InputError: Another line is not a JSON object, or lacks one of ``REQUIRED``.
+        InputError: Another line is not a JSON object, or not of a benchmark: one of ``REQUIRED``
+            is missing or of another type.
     """
     if not file.exists():
         return []
     found = []
-    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
+    content = file.read_bytes()
+    for number, line in enumerate(content[: _whole(content)].splitlines(), start=1):
         entry = parse_object(line, f"line {number} of {file}")
-        for name in REQUIRED:
-            if name not in entry:
-                raise InputError(f"line {number} of {file} lacks {name}: {str(entry)[:80]}")
+        for name, kind in REQUIRED.items():
+            if not isinstance(entry.get(name), kind):
+                raise InputError(
+                    f"line {number} of {file} is not of a benchmark: its {name} is "
+                    f"{str(entry.get(name, 'missing'))[:80]}"
+                )
         found.append(entry)
     return found
 
@@ -48,8 +55,26 @@ def append_line(file: Path, entry: Mapping[str, Any]) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         content = file.read_bytes()
-        os.ftruncate(descriptor, content.rfind(b"\n") + 1)
-        write_all(descriptor, line.encode("utf-8"))
+        whole = content[: _whole(content)]
+        os.ftruncate(descriptor, len(whole))
+        between = "" if not whole or whole.endswith(b"\n") else "\n"
+        write_all(descriptor, (between + line).encode("utf-8"))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _whole(content: bytes) -> int:
+    """The length of a file's whole lines: all of it but what was left of a line of ours."""
+    end = content.rfind(b"\n") + 1
+    last = content[end:]
+    torn = last.startswith(_BEGINNING) or _BEGINNING.startswith(last)
+    return end if torn and not _is_json(last) else len(content)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
