@@ -14,13 +14,19 @@ from itertools import product
 from typing import Any
 
 from bench.generated import RESULTS
-from sopt.evaluation.tiny.benchmark import SUBJECTS, run_missing
+from sopt.evaluation.tiny.benchmark import (
+    IMAGES_PER_PROMPT,
+    SAMPLING_STEPS,
+    STEPS,
+    SUBJECTS,
+    run_missing,
+)
 from sopt.evaluation.tiny.lines import read_lines
 from sopt.evaluation.tiny.methods import METHODS
 from sopt.evaluation.tiny.running import Protocol
 
 FILE = RESULTS / "tiny_equal.jsonl"
-PROTOCOL = Protocol(steps=400, images_per_prompt=4, sampling_steps=15)  # the table's
+PROTOCOL = Protocol(STEPS, IMAGES_PER_PROMPT, SAMPLING_STEPS)
 RATES = {"lr": 2.5e-4, "zo_lr": 0.01}
 
 

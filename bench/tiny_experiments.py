@@ -43,7 +43,7 @@ ROUNDS, SAMPLING_STEPS = 5, 15
 
 def blocks(subject: int, seed: int) -> dict[str, Any]:
     """By block of the U-Net: weight change; losses without its LoRA, and with no other."""
-    steps = Steps(make_task(subject), seed, "backprop-high", steps=STEPS)
+    steps = Steps(make_task(subject), seed, "backprop-high", steps=STEPS, lr=LR)
     before = steps.loss()["all"]
     nothing = steps.copy()
     steps.run(range(1, STEPS + 1))
@@ -125,7 +125,7 @@ def timesteps(subject: int, seed: int) -> dict[str, Any]:
 
 
 def fused(subject: int, seed: int) -> dict[str, Any]:
-    """Seconds of one batch of pictures, the median of rounds; and how far the pictures differ."""
+    """Seconds of one batch of pictures, the median of rounds."""
     task = make_task(subject)
     steps = Steps(task, seed, "backprop-high", steps=2)
     steps.run(range(1, 3))

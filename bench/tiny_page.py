@@ -19,6 +19,7 @@ from sopt.evaluation.tiny.scores import overall
 from sopt.evaluation.tiny.table import methods, observations
 
 from .generated import RESULTS, rewrite
+from .tiny_experiments import LR, STEPS
 
 Rows = Mapping[str, Any]
 
@@ -40,7 +41,8 @@ def blocks(rows: Rows) -> list[str]:
         change = f"{mean(each['change'] for each in own):.3f}"
         lines.append([name, str(first["parameters"]), change, *(f"{gain:+.5f}" for gain in gains)])
     whole = ", ".join(f"{row['before'] - row['after']:+.5f}" for row in found)
-    return [f"Gain of the whole adapter, subject by subject: {whole}.", "", *table(heads, lines)]
+    run = f"Of {STEPS} steps of backprop-high at lr {LR:g}"
+    return [f"{run}. Gain of all blocks, subject by subject: {whole}.", "", *table(heads, lines)]
 
 
 def gain(rows: Rows) -> list[str]:

@@ -1,7 +1,7 @@
 """Peak memory of each phase of a short run on the bundled model: ``python -m bench.tiny_peaks``.
 
 The sizes of tensors are the same on every machine, so the figures are compared with those committed
-in ``bench/baseline/tiny_peaks.json`` to a hundredth (tests/test_tiny_peaks.py); ``--update`` writes
+in ``bench/baseline/tiny_peaks.json`` to a fiftieth (tests/test_tiny_peaks.py); ``--update`` writes
 what was found there.
 """
 

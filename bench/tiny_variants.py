@@ -24,6 +24,7 @@ from torch import Tensor
 
 from bench.generated import RESULTS
 from bench.tiny_steps import Steps, ZerothOrder
+from sopt.evaluation.tiny.benchmark import IMAGES_PER_PROMPT, SAMPLING_STEPS, STEPS
 from sopt.evaluation.tiny.running import Protocol, draw_prompts
 from sopt.evaluation.tiny.scores import TUNING, make_task, overall, score
 from sopt.files import write_json
@@ -31,11 +32,11 @@ from sopt.steps.draws import Draw
 from sopt.steps.zeroth_order import zeroth_order_step
 
 FILE = RESULTS / "tiny_variants.json"
-STEPS, BASE = 400, "dtap-0.75"
+BASE = "dtap-0.75"
 LRS = (1e-3, 2e-3, 4e-3)
 RATES = (0.01, 0.03, 0.1)
 SIGN_RATES = (3e-4, 1e-3, 3e-3)
-PROTOCOL = Protocol(STEPS, 4, 15)
+PROTOCOL = Protocol(STEPS, IMAGES_PER_PROMPT, SAMPLING_STEPS)
 
 
 def only_b(steps: Steps, step: int, timestep: int) -> Any:

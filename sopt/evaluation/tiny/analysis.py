@@ -36,12 +36,12 @@ def analyse(lines: Sequence[Line]) -> dict[str, Any]:
             of a run the last one counts.
 
     Returns:
-        ``methods``: for each the ``chosen`` settings, the interval of every column, raw and as a
-        ``fraction`` of the way from floor to ceiling, by ``groups`` too, its ``difference`` from
-        backprop-high on the same subjects and seeds, mean peak, seconds and passes; ``ceiling`` and
-        ``floor``; ``observations`` with their verdicts, and the chosen settings that are
-        ``unequal`` in them; ``judges``, their figures on held-out drawings; ``subjects``,
-        ``seeds``, ``commits``, ``protocol`` and ``tuned`` of the lines.
+        ``methods``: for each its ``settings``, those ``chosen`` among them, the interval of every
+        column, raw and as a ``fraction`` of the way from floor to ceiling, by ``groups`` too, its
+        ``difference`` from backprop-high on the same subjects and seeds, mean peak, seconds and
+        passes; ``ceiling`` and ``floor``; ``observations`` with their verdicts, and the searched
+        settings that are ``unequal`` in them; ``judges``, their figures on held-out drawings;
+        ``subjects``, ``seeds``, ``commits``, ``protocol`` and ``tuned`` of the lines.
         Figures that the lines do not give are None.
     """
     protocol = lines[-1]["protocol"] if lines else None
@@ -140,6 +140,7 @@ def _method(
         },
         "groups": groups,
         "chosen": lines[-1]["chosen"],
+        "settings": lines[-1]["settings"],
         "runs": len(lines),
         "failed": sum("failed" in line for line in lines),
         "train_seconds": _average([line["seconds"]["train"] for line in lines]),
@@ -166,14 +167,15 @@ def _verdict(
         "interval": _plain(found),
         "gain": _plain(gain),
         "verdict": observation.verdict(found, gain),
-        "unequal": _unequal([methods[name]["chosen"] for name in values if name in methods]),
+        "unequal": _unequal([methods[name] for name in values if name in methods]),
     }
 
 
-def _unequal(chosen: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The settings that the search chose for several methods, and not the same."""
-    names = dict.fromkeys(name for each in chosen for name in each)
-    found = {name: {each[name] for each in chosen if name in each} for name in names}
+def _unequal(methods: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings that the search chose for a method, and that others have otherwise."""
+    settings = [each["settings"] for each in methods]
+    names = dict.fromkeys(name for each in methods for name in each["chosen"])
+    found = {name: {each[name] for each in settings if name in each} for name in names}
     return [name for name, values in found.items() if len(values) > 1]
 
 

@@ -18,7 +18,9 @@ from .methods import CEILING, FLOOR, NAMES, check_methods, training_settings
 
 logger = logging.getLogger(__name__)
 
+# Of the table.
 SUBJECTS, SEEDS = 10, 3
+STEPS, IMAGES_PER_PROMPT, SAMPLING_STEPS = 400, 4, 15
 Key = tuple[str, int, int]  # method, subject, seed
 
 
@@ -28,9 +30,9 @@ def benchmark_tiny(
     subjects: Sequence[int] = tuple(range(SUBJECTS)),
     seeds: Sequence[int] = tuple(range(SEEDS)),
     methods: Sequence[str] = NAMES,
-    steps: int = 400,
-    images_per_prompt: int = 4,
-    sampling_steps: int = 15,
+    steps: int = STEPS,
+    images_per_prompt: int = IMAGES_PER_PROMPT,
+    sampling_steps: int = SAMPLING_STEPS,
     tuning: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """Teach the bundled model unseen subjects by every method, and score what it draws.

@@ -120,9 +120,10 @@ NAMES = (CEILING, FLOOR, *METHODS)
 
 
 def training_settings(name: str, steps: int, chosen: Settings) -> dict[str, Any]:
-    """All settings that a run of a name has: nothing where nothing is trained.
+    """The settings that a method gives its runs: nothing where nothing is trained.
 
-    A result is of these: after a change of a method's own settings its runs are done again.
+    A result is of these: after a change of a method's own settings its runs are done again. What
+    is not among them has the default of :func:`sopt.train`, which a line's commit says.
     """
     method = METHODS.get(name)
     if method is None or method.settings is None:

@@ -56,7 +56,7 @@ def run_line(
         run that is left out would be no failure; ``phases`` and ``peak_bytes`` of tensors in
         training; ``seconds`` of training and of drawing, ``core_seconds`` of both and of scoring,
         which takes about three, on all cores together; ``forwards`` and ``backwards`` of the U-Net
-        in training; and what they rest on, with all ``settings``.
+        in training; and what they rest on, with the method's ``settings``.
     """
     task, started, cores = make_task(number), time.perf_counter(), time.process_time()
     line: dict[str, Any] = {

@@ -63,7 +63,7 @@ def methods(analysis: Mapping[str, Any]) -> str:
         fraction = each["fraction"]
         runs = f"{each['runs']}, {each['raw']['subject']['subjects']}"
         if each["failed"]:
-            runs += f" (**{each['failed']} diverged**, which count as 0)"
+            runs += f" (**{each['failed']} diverged**, raw scores of 0)"
         difference = None if name == REFERENCE else each["difference"]["subject"]
         peak = each["peak_bytes"]
         work = "-"
