@@ -17,7 +17,7 @@ from .closure import evaluate
 from .distributed import Exchange, Row, losses_of, warn_of_others
 from .interrupts import uninterrupted
 from .parts import parts_of
-from .restore import Codes, Terms, Weights
+from .restore import Codes, Weights
 from .seed_log import GroupSettings, SeedLog, Update
 from .setup import Setup
 from .tensors import canonical_name, check_trained, digest, distinct, fingerprint
@@ -352,21 +352,6 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
             enabled = [u for u in updates if u.settings[weights.group].enabled]
             if enabled:
                 self._update_weights(weights, enabled)
-
-    def _terms(self, updates: Sequence[Update], group: int) -> Terms:
-        """Consecutive updates of a group under the same settings as one sum."""
-        settings = updates[0].settings[group]
-        counts = [len(update.indices) for update in updates]
-        directions = [self._setup.direction(u.step, n) for u in updates for n in u.indices]
-        return Terms(
-            seeds=[seed for seed, _ in directions],
-            coefficients=[c[group] for update in updates for c in update.coefficients],
-            decay=settings.decay,
-            round_after=[sum(counts[: k + 1]) for k in range(len(counts) - 1)],
-            rounding_seeds=[self._setup.rounding_seed(u.step) for u in updates],
-            eps=settings.eps,
-            delta_rounding_seeds=[rounding_seed for _, rounding_seed in directions],
-        )
 
     def _buffer(self, parameter: Tensor, key: str) -> Tensor:
         """A float32 buffer of a parameter in the optimizer's state, zero at first."""

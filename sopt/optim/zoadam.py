@@ -114,7 +114,7 @@ class ZOAdam(ZerothOrderOptimizer):
         beta1, beta2 = group["betas"]
         for update in updates:
             settings = update.settings[weights.group]
-            terms = self._terms([update], weights.group)
+            terms = self._setup.terms([update], weights.group)
             for name, p in weights.tensors.items():
                 estimate = torch.zeros_like(p, dtype=torch.float32, requires_grad=False)
                 add_noise_(
