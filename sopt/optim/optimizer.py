@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
     def resume(self) -> int:
         """Replay an existing log into the parameters, which must be those the run began with.
 
-        With an exchange, first agree with the other processes on the step to go on from.
+        With an exchange, first agree with the other processes on the step to go on from. If Ctrl-C
+        breaks it off, call it again: it goes on.
 
         Returns:
             The number of steps done; 0 if there is no log yet.
@@ -173,34 +175,32 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
         Raises:
             InputError: The log is of other tensors, settings or first weights.
         """
-        if self._setup.log is None or self.steps:
+        if self._setup.log is None or (self.steps and not self._behind()):
             raise InputError("resume() needs log= and comes before the first step")
-        log = SeedLog(self._setup.log) if Path(self._setup.log).exists() else None
+        log = self._log
+        if log is None and Path(self._setup.log).exists():
+            log = SeedLog(self._setup.log)
+            log.check(self.header())
         start = 0 if log is None else log.step
         if self.exchange is not None:
             start = self.exchange.begin(start)
         if log is not None:
             self._log = log.truncated(start)
-            self.replay(self._log)
+            self._catch_up(self._log)
         if self.exchange is not None:
             self.exchange.joined()
         return self.steps
 
-    @torch.no_grad()
     def replay(self, log: SeedLog, last: int | None = None) -> None:
-        """Apply the updates of ``log``, up to step ``last``, as if the steps had been done."""
+        """Apply the updates of ``log``, up to step ``last``, as if the steps had been done.
+
+        Raises:
+            InputError: Steps were done already, or the log is of another run.
+        """
+        if self.steps:
+            raise InputError(f"replay() must come before the first step, got {self.steps} done")
         log.check(self.header())
-        chunk: list[Update] = []
-        for update in log.updates(last):
-            if update.indices:
-                chunk.append(update)
-            else:
-                self.skipped += 1
-            self.steps = update.step
-            if len(chunk) == REPLAYED_AT_ONCE:
-                self._apply(chunk)
-                chunk = []
-        self._apply(chunk)
+        self._catch_up(log, last)
 
     def digest(self) -> str:
         """A hash of the trained weights' bytes."""
@@ -276,6 +276,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
 
     def _begin(self) -> None:
         """Compare this training with that of the other processes, and open its log."""
+        if self._behind():
+            raise InputError("resume() must be called again before a step, as it was broken off")
         if self.exchange is not None:
             self.exchange.agree(self.steps, self.header())
         else:
@@ -346,6 +348,21 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
             if not update.indices:
                 self.skipped += 1
                 logger.warning("step %d was skipped: a loss was not finite", update.step)
+
+    def _behind(self) -> bool:
+        """Whether a replay of this run's log was broken off."""
+        return self._log is not None and self.steps < self._log.step
+
+    @torch.no_grad()
+    def _catch_up(self, log: SeedLog, last: int | None = None) -> None:
+        """Apply what ``log`` has after ``steps``; Ctrl-C comes between two passes over memory."""
+        done = self.steps
+        updates = (update for update in log.updates(last) if update.step > done)
+        while chunk := list(islice(updates, REPLAYED_AT_ONCE)):
+            with uninterrupted():
+                self._apply([update for update in chunk if update.indices])
+                self.steps = chunk[-1].step
+                self.skipped += sum(not update.indices for update in chunk)
 
     def _apply(self, updates: Sequence[Update]) -> None:
         for weights in self._parts():

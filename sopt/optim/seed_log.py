@@ -180,9 +180,15 @@ class SeedLog:
         """Write a step after the last whole one.
 
         Raises:
+            InputError: It is not the next.
             OSError: The disk is full, and so on. What was written of the step is torn, and cut off
                 by the next.
         """
+        if update.step != self.step + 1:
+            raise InputError(
+                f"update must be step {self.step + 1}, the next of log {self.path}, "
+                f"got step {update.step}"
+            )
         if self.torn_bytes:
             logger.warning("log %s: %d bytes of a torn step cut off", self.path, self.torn_bytes)
             os.truncate(self.path, self._end)
