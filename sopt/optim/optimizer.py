@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from itertools import islice
 from pathlib import Path
@@ -15,13 +15,12 @@ from torch import Tensor
 
 from ..errors import InputError
 from .closure import evaluate
-from .distributed import Exchange, Row, losses_of, warn_of_others
+from .distributed import Row, losses_of, warn_of_others
+from .groups import TrainedGroups
 from .interrupts import uninterrupted
-from .parts import parts_of
-from .restore import Codes, Weights
-from .seed_log import GroupSettings, SeedLog, Update
+from .restore import Weights
+from .seed_log import SeedLog, Update
 from .setup import Setup
-from .tensors import canonical_name, check_trained, digest, distinct, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ REPLAYED_AT_ONCE = 256  # steps per pass over memory
 Closure = Callable[[], Tensor | float]
 
 
-class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
+class ZerothOrderOptimizer(TrainedGroups):
     """Losses at perturbed weights in, an update along the perturbations out.
 
     A step is :meth:`_decide` (losses, and the exchange), :meth:`_update_of` (coefficients) and
@@ -39,68 +38,21 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
     (:meth:`_settings`, :meth:`_factor`), and how they reach the weights (:meth:`_update_weights`).
     """
 
-    steps: int  # done so far, skipped ones included
     skipped: int  # steps without effect, because a loss or a coefficient was not finite
 
     def __init__(
         self, named_parameters: Iterable[Any], defaults: dict[str, Any], setup: Setup
     ) -> None:
-        self.steps = self.skipped = 0
-        self._setup = setup
+        self.skipped = 0
         self._begun = False  # whether the log is open and other processes are known to agree
-        self._log: SeedLog | None = None
         self._pending: list[Tensor] = []  # (perturbations, 2) losses of each micro-batch
-        self._weights: list[Weights] | None = None
-        super().__init__(named_parameters, defaults)
+        super().__init__(named_parameters, defaults, setup)
         shared = setup.log is not None or setup.exchange is not None
         if self.floats() and setup.restore == "inplace" and shared:
             raise InputError(
                 "restore='inplace' leaves rounding errors that neither a log nor another process "
                 "repeats: with log or exchange, float parameters need restore='copy' or 'blocks'"
             )
-
-    @property
-    def exchange(self) -> Exchange | None:
-        """What this process shares losses with others by."""
-        return self._setup.exchange
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in :class:`torch.optim.Optimizer`.
-
-        Raises:
-            InputError: A parameter has no name, cannot be trained, or is in a group already; or a
-                setting is out of range.
-        """
-        pairs = list(param_group["params"])
-        if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-            raise InputError(
-                "params must be (name, parameter) pairs as of model.named_parameters(), "
-                "because a parameter's noise goes by its name"
-            )
-        group = {**self.defaults, **param_group}
-        self._check_group(group, [parameter for _, parameter in pairs])
-        taken = {name for named in self._named_groups() for name in named}
-        for name, parameter in ((canonical_name(name), p) for name, p in pairs):
-            if name in taken:
-                raise InputError(f"parameter {name!r} must be in one group, and once, got two")
-            taken.add(name)
-            check_trained(name, parameter, self._setup.scales)
-        if self.steps or self._log is not None:
-            raise InputError(
-                "param_group must be added before the first step, the log begins there"
-            )
-        super().add_param_group({**param_group, "params": pairs})
-        self._weights = None
-
-    def _check_group(self, group: Mapping[str, Any], params: Sequence[Tensor]) -> None:
-        if not group["lr"] == group["lr"] or abs(group["lr"]) == float("inf"):
-            raise InputError(f"lr must be finite, got {group['lr']}")
-        if not 0 < group["eps"] < float("inf"):
-            raise InputError(f"eps must be positive and finite, got {group['eps']}")
-        if group["clip"] is not None and not group["clip"] > 0:
-            raise InputError(f"clip must be positive or None, got {group['clip']}")
-        if group["weight_decay"] and any(p.dtype == torch.int8 for p in params):
-            raise InputError(f"weight_decay must be 0 for int8 codes, got {group['weight_decay']}")
 
     @torch.no_grad()
     def accumulate(self, closure: Closure) -> Tensor:
@@ -202,40 +154,6 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
         log.check(self.header())
         self._catch_up(log, last)
 
-    def digest(self) -> str:
-        """A hash of the trained weights' bytes."""
-        tensors = self.tensors()
-        return digest(tensors[name] for name in sorted(tensors))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The trained tensors by canonical name; those that share memory once."""
-        return {name: x for weights in self._parts() for name, x in weights.tensors.items()}
-
-    def floats(self) -> list[tuple[str, float, Tensor]]:
-        """Name, eps and tensor of what is trained in floating point."""
-        return [
-            (name, self.param_groups[weights.group]["eps"], x)
-            for weights in self._parts()
-            for name, x in weights.tensors.items()
-            if not isinstance(weights, Codes)
-        ]
-
-    def header(self) -> dict[str, Any]:
-        """What a log needs to be replayed, and to be refused where it does not belong."""
-        tensors = self.tensors()
-        return {
-            "optimizer": type(self).__name__,
-            "seed": self._setup.seed,
-            "noise": self._setup.noise,
-            "rounding": self._setup.rounding,
-            "headroom": self._setup.headroom,
-            "tensors": fingerprint(tensors),
-            "weights": digest((tensors[name] for name in sorted(tensors)), sampled=True),
-            "names": [list(group) for group in distinct(self._named_groups())],
-            "constants": [self._constants(group) for group in self.param_groups],
-            "groups": len(self.param_groups),
-        }
-
     def state_dict(self) -> dict[str, Any]:
         """torch's, with the step and losses that wait for one: continues to the same bits."""
         own = {"steps": self.steps, "skipped": self.skipped, "pending": list(self._pending)}
@@ -257,17 +175,6 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
         self._begun, self._log = False, None
 
     # What subclasses say.
-
-    @abstractmethod
-    def _settings(self, group: Mapping[str, Any]) -> GroupSettings: ...
-
-    @abstractmethod
-    def _factor(self, group: Mapping[str, Any]) -> float:
-        """The coefficients are this times the mean's share of each slope."""
-
-    def _constants(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings of a group that never change in a run and are needed for its replay."""
-        return {}
 
     @abstractmethod
     def _update_weights(self, weights: Weights, updates: Sequence[Update]) -> None: ...
@@ -381,16 +288,3 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
         with uninterrupted():  # the second Ctrl-C
             for weights in self._parts():
                 weights.home()
-
-    # What is trained.
-
-    def _named_groups(self) -> list[dict[str, Tensor]]:
-        return [
-            dict(zip(map(canonical_name, group["param_names"]), group["params"], strict=True))
-            for group in self.param_groups
-        ]
-
-    def _parts(self) -> list[Weights]:
-        if self._weights is None:
-            self._weights = parts_of(self._named_groups(), self._setup)
-        return self._weights
