@@ -19,7 +19,7 @@ from .distributed import Row, losses_of, warn_of_others
 from .groups import TrainedGroups
 from .interrupts import uninterrupted
 from .restore import Weights
-from .seed_log import SeedLog, Update
+from .seed_log import GroupSettings, SeedLog, Update
 from .setup import Setup
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class ZerothOrderOptimizer(TrainedGroups):
         self.skipped = 0
         self._begun = False  # whether the log is open and other processes are known to agree
         self._pending: list[Tensor] = []  # (perturbations, 2) losses of each micro-batch
+        self._torn = False  # whether an update failed when some of the weights had changed
         super().__init__(named_parameters, defaults, setup)
         shared = setup.log is not None or setup.exchange is not None
         if self.floats() and setup.restore == "inplace" and shared:
@@ -69,6 +70,7 @@ class ZerothOrderOptimizer(TrainedGroups):
         Raises:
             InputError: As :meth:`step`.
         """
+        self._check()
         try:
             values = self._evaluate(closure)
             losses = values.cpu()
@@ -98,10 +100,12 @@ class ZerothOrderOptimizer(TrainedGroups):
         Raises:
             InputError: The closure does not keep to this, in a way that can be seen; or there are
                 no losses.
+            RuntimeError: An update failed midway, and no state was loaded since.
 
         Whatever is raised before the update, the weights are as before, and so are the losses of
         :meth:`accumulate`. Ctrl-C comes before an update or after it, when ``steps`` counts it.
         """
+        self._check()
         if not self._begun:
             self._begin()
         step = self.steps + 1
@@ -172,14 +176,26 @@ class ZerothOrderOptimizer(TrainedGroups):
                 self.state[params[index]][key] = value
         own = deepcopy(state_dict[STATE])
         self.steps, self.skipped, self._pending = own["steps"], own["skipped"], own["pending"]
-        self._begun, self._log = False, None
+        self._begun, self._log, self._torn = False, None, False
 
     # What subclasses say.
+
+    @abstractmethod
+    def _buffers(self, settings: GroupSettings) -> Sequence[str]:
+        """float32 tensors of a parameter that an update needs in its state; zero at first."""
 
     @abstractmethod
     def _update_weights(self, weights: Weights, updates: Sequence[Update]) -> None: ...
 
     # The step.
+
+    def _check(self) -> None:
+        """What no loss and no update can be made with."""
+        if self._torn:
+            raise RuntimeError(
+                f"weights are between step {self.steps} and the next, whose update failed: load "
+                "those of a checkpoint and its state_dict, or begin anew with resume()"
+            )
 
     def _begin(self) -> None:
         """Compare this training with that of the other processes, and open its log."""
@@ -242,11 +258,13 @@ class ZerothOrderOptimizer(TrainedGroups):
 
     def _commit(self, update: Update) -> None:
         """Log an update, then apply it: a log that cannot be written has no step of its own."""
+        updates = [update] if update.indices else []
         with uninterrupted():
+            self._make_buffers(updates)
             if self._log is not None:
                 self._log.append(update)
             try:
-                self._apply([update] if update.indices else [])
+                self._apply(updates)
             except BaseException:
                 if self._log is not None:
                     self._log = self._log.truncated(self.steps)
@@ -263,26 +281,35 @@ class ZerothOrderOptimizer(TrainedGroups):
     @torch.no_grad()
     def _catch_up(self, log: SeedLog, last: int | None = None) -> None:
         """Apply what ``log`` has after ``steps``; Ctrl-C comes between two passes over memory."""
+        self._check()
         done = self.steps
         updates = (update for update in log.updates(last) if update.step > done)
         while chunk := list(islice(updates, REPLAYED_AT_ONCE)):
             with uninterrupted():
-                self._apply([update for update in chunk if update.indices])
+                effective = [update for update in chunk if update.indices]
+                self._make_buffers(effective)
+                self._apply(effective)
                 self.steps = chunk[-1].step
                 self.skipped += sum(not update.indices for update in chunk)
 
+    def _make_buffers(self, updates: Sequence[Update]) -> None:
+        """Apart from the update, so that nothing is written yet where there is no memory left."""
+        for weights in self._parts():
+            settings = [update.settings[weights.group] for update in updates]
+            for key in dict.fromkeys(k for s in settings if s.enabled for k in self._buffers(s)):
+                for p in weights.tensors.values():
+                    if key not in self.state[p]:
+                        self.state[p][key] = torch.zeros_like(
+                            p, dtype=torch.float32, requires_grad=False
+                        )
+
     def _apply(self, updates: Sequence[Update]) -> None:
+        self._torn = True
         for weights in self._parts():
             enabled = [u for u in updates if u.settings[weights.group].enabled]
             if enabled:
                 self._update_weights(weights, enabled)
-
-    def _buffer(self, parameter: Tensor, key: str) -> Tensor:
-        """A float32 buffer of a parameter in the optimizer's state, zero at first."""
-        state = self.state[parameter]
-        if key not in state:
-            state[key] = torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
-        return state[key]
+        self._torn = False
 
     def _go_home(self) -> None:
         with uninterrupted():  # the second Ctrl-C

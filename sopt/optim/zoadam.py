@@ -18,6 +18,8 @@ from .restore import Weights
 from .seed_log import GroupSettings, Update
 from .setup import Setup
 
+BUFFERS = ("exp_avg", "exp_avg_sq")
+
 
 class ZOAdam(ZerothOrderOptimizer):
     r"""Adam with decoupled weight decay on the estimate :math:`\hat g = \frac1N \sum_n g_n z_n`.
@@ -108,6 +110,9 @@ class ZOAdam(ZerothOrderOptimizer):
     def _constants(self, group: Mapping[str, Any]) -> dict[str, Any]:
         return {"betas": list(group["betas"]), "adam_eps": group["adam_eps"]}
 
+    def _buffers(self, settings: GroupSettings) -> Sequence[str]:
+        return BUFFERS
+
     def _update_weights(self, weights: Weights, updates: Sequence[Update]) -> None:
         weights.home()
         group = self.param_groups[weights.group]
@@ -124,7 +129,7 @@ class ZOAdam(ZerothOrderOptimizer):
                     streams=name,
                     kind=self._setup.noise,
                 )
-                m, v = (self._buffer(p, key) for key in ("exp_avg", "exp_avg_sq"))
+                m, v = (self.state[p][key] for key in BUFFERS)
                 t = self.state[p]["step"] = self.state[p].get("step", 0) + 1
                 m.lerp_(estimate, 1 - beta1)
                 v.mul_(beta2).addcmul_(estimate, estimate, value=1 - beta2)

@@ -144,6 +144,9 @@ class ZOSGD(ZerothOrderOptimizer):
     def _factor(self, group: Mapping[str, Any]) -> float:
         return 1.0 if group["momentum"] else -group["lr"]
 
+    def _buffers(self, settings: GroupSettings) -> Sequence[str]:
+        return ["momentum_buffer"] if settings.momentum else []
+
     def _update_weights(self, weights: Weights, updates: Sequence[Update]) -> None:
         group = weights.group
         if isinstance(weights, Codes):
@@ -162,7 +165,7 @@ class ZOSGD(ZerothOrderOptimizer):
     ) -> None:
         weights.home()
         params = list(weights.tensors.values())
-        buffers = [self._buffer(p, "momentum_buffer") for p in params]
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
         terms = self._setup.terms([update], weights.group)
         add_noise_(
             buffers,
