@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -66,8 +67,9 @@ class TrainedGroups(torch.optim.Optimizer, ABC):
         self._weights = None
 
     def _check_group(self, group: Mapping[str, Any], params: Sequence[Tensor]) -> None:
-        if not group["lr"] == group["lr"] or abs(group["lr"]) == float("inf"):
-            raise InputError(f"lr must be finite, got {group['lr']}")
+        for setting in ("lr", "weight_decay"):
+            if not math.isfinite(group[setting]):
+                raise InputError(f"{setting} must be finite, got {group[setting]}")
         if not 0 < group["eps"] < float("inf"):
             raise InputError(f"eps must be positive and finite, got {group['eps']}")
         if group["clip"] is not None and not group["clip"] > 0:

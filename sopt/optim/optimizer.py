@@ -46,7 +46,7 @@ class ZerothOrderOptimizer(TrainedGroups):
         self.skipped = 0
         self._begun = False  # whether the log is open and other processes are known to agree
         self._pending: list[Tensor] = []  # (perturbations, 2) losses of each micro-batch
-        self._torn = False  # whether an update failed when some of the weights had changed
+        self._torn = False  # whether an update failed that may have changed some of the weights
         super().__init__(named_parameters, defaults, setup)
         shared = setup.log is not None or setup.exchange is not None
         if self.floats() and setup.restore == "inplace" and shared:
@@ -98,8 +98,8 @@ class ZerothOrderOptimizer(TrainedGroups):
             The mean of the step's losses, detached. Of all processes', with an exchange.
 
         Raises:
-            InputError: The closure does not keep to this, in a way that can be seen; or there are
-                no losses.
+            InputError: The closure does not keep to this, in a way that can be seen; there are no
+                losses; or a group's setting is out of range, or of those that a log needs to stay.
             RuntimeError: An update failed midway, and no state was loaded since.
 
         Whatever is raised before the update, the weights are as before, and so are the losses of
@@ -196,6 +196,11 @@ class ZerothOrderOptimizer(TrainedGroups):
                 f"weights are between step {self.steps} and the next, whose update failed: load "
                 "those of a checkpoint and its state_dict, or begin anew with resume()"
             )
+        for group in self.param_groups:  # schedulers change them between steps
+            self._check_group(group, group["params"])
+        if self._log is not None:
+            constants = [self._constants(group) for group in self.param_groups]
+            self._log.check({"constants": constants})
 
     def _begin(self) -> None:
         """Compare this training with that of the other processes, and open its log."""

@@ -168,7 +168,11 @@ class SeedLog:
 
     def check(self, header: Mapping[str, Any]) -> None:
         """InputError unless the log's header has these values."""
-        told = {"tensors": "names, shapes or dtypes", "weights": "first weights"}
+        told = {
+            "tensors": "names, shapes or dtypes",
+            "weights": "first weights",
+            "constants": "constants of its groups",
+        }
         for key, value in header.items():
             if self.header.get(key) != value:
                 raise InputError(
