@@ -8,10 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +17,6 @@ from small_models import EPS, bits, loss_of, model_of, same
 from zeroth_order_process import PERTURBATIONS, STEPS
 
 from sopt.errors import InputError
-from sopt.integrations.transformers import ZerothOrderMixin
 from sopt.optim import ZOSGD, Exchange, SeedLog, distributed
 
 PROGRAM = Path(__file__).with_name("zeroth_order_process.py")
@@ -231,35 +228,6 @@ def test_processes_without_an_exchange_are_told_once(monkeypatch, caplog):
         for step in range(3):
             optimizer.step(lambda m=model, s=step: loss_of(m, s))
         assert caplog.text.count("2 processes, but the optimizer no exchange=") == (not exchange)
-
-
-def test_a_trainer_of_several_processes_needs_an_exchange():
-    """Trainer divides the data; what it would average, gradients, there is none of."""
-
-    class Trainer(ZerothOrderMixin):
-        """What the mixin asks of Trainer."""
-
-        accelerator = SimpleNamespace(num_processes=2)
-        current_gradient_accumulation_steps = 1
-        compute_loss_context_manager = nullcontext
-
-        def __init__(self, model, exchange):
-            named = model.named_parameters()
-            self.optimizer = ZOSGD(named, 0.01, EPS, exchange=exchange)
-
-        def _prepare_inputs(self, inputs):
-            return inputs
-
-        def compute_loss(self, model, inputs):
-            return loss_of(model)
-
-    model = model_of()
-    with pytest.raises(InputError, match=r"must have exchange=.* each of 2 processes"):
-        Trainer(model, None).training_step(model, {})
-    exchange = Exchange(torch.distributed.HashStore(), 0, 2)
-    # The two losses of a direction: the slope's curvature is below a per cent.
-    loss = Trainer(model, exchange).training_step(model, {})
-    assert loss.item() == pytest.approx(loss_of(model).item(), rel=0.01)
 
 
 def test_weights_that_differ_are_found():
