@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import subprocess
@@ -251,6 +252,35 @@ def test_a_late_process_applies_what_was_decided_without_forwards():
     for _ in range(4):
         late.step(lambda: pytest.fail("evaluated a step that was decided"))
     assert same(bits(models[0]), bits(models[1]))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_training_that_goes_back_needs_a_new_exchange(world):
+    """What was decided for its steps is of the losses of then."""
+    store = torch.distributed.HashStore()
+
+    def alone(prefix):
+        return Exchange(torch.distributed.PrefixStore(prefix, store), 0, world, timeout=0.01)
+
+    def steps(model, optimizer, number):
+        for step in range(number):
+            optimizer.step(lambda s=step: loss_of(model, s))
+
+    model, exchange = model_of(), alone("first")
+    optimizer = ZOSGD(model.named_parameters(), 0.01, EPS, exchange=exchange)
+    steps(model, optimizer, 2)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    optimizer.load_state_dict(saved[1])
+    steps(model, optimizer, 2)  # not back
+    optimizer.load_state_dict(saved[1])
+    with pytest.raises(InputError, match="goes back to step 2, got one that has decided step 4"):
+        optimizer.step(lambda: pytest.fail("evaluated"))
+    other = model_of()
+    optimizer = ZOSGD(other.named_parameters(), 0.01, EPS, exchange=alone("second"))
+    other.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    steps(other, optimizer, 2)
+    assert same(bits(model), bits(other))
 
 
 @pytest.mark.parametrize("options, message", [
