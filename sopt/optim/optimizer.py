@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -160,7 +159,8 @@ class ZerothOrderOptimizer(TrainedGroups):
 
     def state_dict(self) -> dict[str, Any]:
         """torch's, with the step and losses that wait for one: continues to the same bits."""
-        own = {"steps": self.steps, "skipped": self.skipped, "pending": list(self._pending)}
+        pending = [losses.tolist() for losses in self._pending]  # no tensors: they have no device
+        own = {"steps": self.steps, "skipped": self.skipped, "pending": pending}
         return {**super().state_dict(), STATE: own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -174,8 +174,11 @@ class ZerothOrderOptimizer(TrainedGroups):
                 if isinstance(value, Tensor):
                     value = value.to(params[index].device, copy=True)
                 self.state[params[index]][key] = value
-        own = deepcopy(state_dict[STATE])
-        self.steps, self.skipped, self._pending = own["steps"], own["skipped"], own["pending"]
+        own = state_dict[STATE]
+        self.steps, self.skipped = own["steps"], own["skipped"]
+        self._pending = [
+            torch.as_tensor(losses, dtype=torch.float32, device="cpu") for losses in own["pending"]
+        ]
         self._begun, self._log, self._torn = False, None, False
 
     # What subclasses say.
