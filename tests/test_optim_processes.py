@@ -298,3 +298,14 @@ def test_in_place_floats_are_not_exchanged():
     exchange = Exchange(torch.distributed.HashStore(), 0, 1)
     with pytest.raises(InputError, match="inplace"):
         ZOSGD(model_of().named_parameters(), 0.01, EPS, restore="inplace", exchange=exchange)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_has_a_perturbation_to_evaluate(rank):
+    def training(share):
+        exchange = Exchange(torch.distributed.HashStore(), rank, 2, share=share)
+        ZOSGD(model_of().named_parameters(), 0.01, EPS, 1, exchange=exchange)
+
+    training("data")
+    with pytest.raises(InputError, match=r"num_perturbations must be at least 2 where .*, got 1"):
+        training("perturbations")

@@ -102,9 +102,18 @@ class Exchange:
         return cls(torch.distributed.PrefixStore(prefix, store), rank, world_size, **options)  # type: ignore[arg-type]
 
     def indices(self, num_perturbations: int) -> range:
-        """The perturbations that this process evaluates."""
+        """The perturbations that this process evaluates.
+
+        Raises:
+            InputError: There is none for some process.
+        """
         if self._share == "data":
             return range(num_perturbations)
+        if num_perturbations < self.world_size:
+            raise InputError(
+                f"num_perturbations must be at least {self.world_size} where as many processes "
+                f"share them, got {num_perturbations}"
+            )
         return range(self.rank, num_perturbations, self.world_size)
 
     def agree(self, step: int, header: Mapping[str, Any]) -> None:

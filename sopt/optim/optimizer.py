@@ -248,7 +248,7 @@ class ZerothOrderOptimizer(TrainedGroups):
                 for part, _ in moved:
                     part.check_evaluated()
             losses += base
-        return torch.stack(losses).view(-1, 2) if losses else losses_of([])
+        return torch.stack(losses).view(-1, 2)
 
     def _update_of(self, step: int, rows: Sequence[Row]) -> Update:
         settings = [self._settings(group) for group in self.param_groups]
@@ -258,7 +258,7 @@ class ZerothOrderOptimizer(TrainedGroups):
             slopes = (plus - minus) / (self._setup.sides * now.eps)
             if group["clip"] is not None:
                 slopes = slopes.clamp(-group["clip"], group["clip"])
-            columns.append(slopes * (now.enabled * self._factor(group) / max(1, len(rows))))
+            columns.append(slopes * (now.enabled * self._factor(group) / len(rows)))
         coefficients = torch.stack(columns, dim=1)  # (perturbations, groups)
         if not (torch.isfinite(coefficients).all() and torch.isfinite(plus + minus).all()):
             return Update(step, settings, [], [])

@@ -47,6 +47,7 @@ class Setup:
                 f"num_perturbations must be in [1, {MOST_PERTURBATIONS - 1}], "
                 f"got {self.num_perturbations}"
             )
+        self.indices()  # of which each process needs one
         if not 0 <= self.seed < 2**64:
             raise InputError(f"seed must be in [0, 2**64), got {self.seed}")
         if (self.restore == "blocks") != (self.module is not None):
