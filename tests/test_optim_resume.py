@@ -92,3 +92,20 @@ def test_a_log_of_another_run_is_refused_whole_where_others_go_on_from_an_earlie
         other.resume()
     assert log.read_bytes() == whole
     assert not store.check(["start/1"])
+
+
+def test_skipped_steps_are_counted_alike_by_the_run_and_its_replay(tmp_path):
+    """A step without groups has no effect whatever its loss is."""
+    counts = []
+    model, log = model_of(), tmp_path / "run.zolog"
+    optimizer = OPTIMIZERS["plain"](model, log)
+    for enabled in (True, False):
+        for loss in (1.0, float("nan")):
+            optimizer.param_groups[0]["enabled"] = enabled
+            optimizer.step(lambda x=loss: loss_of(model) * x)
+            counts.append(optimizer.skipped)
+    assert counts == [0, 1, 1, 1]
+    for step, count in enumerate(counts, 1):
+        again = OPTIMIZERS["plain"](model_of(), None)
+        again.replay(SeedLog(log), last=step)
+        assert (again.steps, again.skipped) == (step, count)

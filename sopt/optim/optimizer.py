@@ -278,7 +278,7 @@ class ZerothOrderOptimizer(TrainedGroups):
                     self._log = self._log.truncated(self.steps)
                 raise
             self.steps, self._pending = update.step, []
-            if not update.indices:
+            if update.skipped:
                 self.skipped += 1
                 logger.warning("step %d was skipped: a loss was not finite", update.step)
 
@@ -298,7 +298,7 @@ class ZerothOrderOptimizer(TrainedGroups):
                 self._make_buffers(effective)
                 self._apply(effective)
                 self.steps = chunk[-1].step
-                self.skipped += sum(not update.indices for update in chunk)
+                self.skipped += sum(update.skipped for update in chunk)
 
     def _make_buffers(self, updates: Sequence[Update]) -> None:
         """Apart from the update, so that nothing is written yet where there is no memory left."""

@@ -78,6 +78,14 @@ class Update:
     indices: list[int]
     coefficients: list[list[float]]  # one list per index, one float32 per group
 
+    @property
+    def skipped(self) -> bool:
+        """Whether a step that was to have an effect had none.
+
+        One for which no group is enabled was not, whatever its losses: the log has none of them.
+        """
+        return not self.indices and any(group.enabled for group in self.settings)
+
 
 class SeedLog:
     """An append-only file of updates.
