@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from contextlib import nullcontext
 
 import pytest
@@ -265,3 +267,9 @@ def test_state_of_another_optimizer():
     adam = torch.optim.Adam(model.parameters())
     with pytest.raises(InputError, match="state_dict must be of a zeroth-order optimizer"):
         make(model.named_parameters()).load_state_dict(adam.state_dict())
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_copies_of_an_optimizer_are_refused(copied):
+    with pytest.raises(InputError, match=r"cannot be copied or pickled: save state_dict\(\)"):
+        copied(make())

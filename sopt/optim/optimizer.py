@@ -181,6 +181,10 @@ class ZerothOrderOptimizer(TrainedGroups):
         ]
         self._begun, self._log, self._torn = False, None, False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """torch's has no more than the groups; and two would write one log."""
+        raise InputError("a zeroth-order optimizer cannot be copied or pickled: save state_dict()")
+
     # What subclasses say.
 
     @abstractmethod
