@@ -201,14 +201,18 @@ def test_a_second_training_of_a_program_knows_nothing_of_the_first(monkeypatch):
     assert training().decision(1) is None
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"noise": "rademacher"}, {"model": 1}])
+@pytest.mark.parametrize("other", [
+    {"seed": 1}, {"noise": "rademacher"}, {"model": 1}, {"estimator": "one-sided"},
+    {"lr": 0.02}, {"eps": 2 * EPS}, {"clip": 1.0}, {"weight_decay": 0.1}, {"momentum": 0.9},
+])  # fmt: skip
 def test_processes_that_do_not_train_the_same_are_told_before_a_loss(other, tmp_path):
     store = torch.distributed.HashStore()
 
     def training(rank, model=0, **options):
         trained = model_of(seed=model)
         exchange = Exchange(store, rank, 2, timeout=0.01)
-        optimizer = ZOSGD(trained.named_parameters(), 0.01, EPS, exchange=exchange, **options)
+        options = {"lr": 0.01, "eps": EPS, **options}
+        optimizer = ZOSGD(trained.named_parameters(), exchange=exchange, **options)
         return lambda: optimizer.step(lambda: loss_of(trained))
 
     training(0)()

@@ -135,7 +135,7 @@ class Exchange:
         if self._compare_set(f"{step}/run", name) != name:
             raise InputError(
                 f"exchange must be of processes that train the same, but process {self.rank} goes "
-                f"on after step {step} with other weights, parameters, seed or noise than another: "
+                f"on after step {step} with other weights, parameters or settings than another: "
                 "did all begin with the same weights?"
             )
 

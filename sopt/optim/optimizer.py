@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,12 @@ class ZerothOrderOptimizer(TrainedGroups):
         if self._behind():
             raise InputError("resume() must be called again before a step, as it was broken off")
         if self.exchange is not None:
-            self.exchange.agree(self.steps, self.header())
+            settings = [
+                (*astuple(self._settings(group)), float(self._factor(group)), group["clip"])
+                for group in self.param_groups
+            ]
+            same = {"sides": self._setup.sides, "settings": settings}
+            self.exchange.agree(self.steps, {**self.header(), **same})
         else:
             warn_of_others()
         if self._setup.log is not None and self._log is None:
