@@ -244,17 +244,21 @@ def test_weights_that_differ_are_found():
         ranks[1].check(3, "ab")
 
 
-def test_a_late_process_applies_what_was_decided_without_forwards():
+@pytest.mark.parametrize("accumulating", [False, True])
+def test_a_late_process_applies_what_was_decided_without_forwards(accumulating):
     store = torch.distributed.HashStore()
     models = [model_of(), model_of()]
     first, late = (
         ZOSGD(m.named_parameters(), 0.01, EPS, exchange=Exchange(store, r, 2, timeout=0.05))
         for r, m in enumerate(models)
     )
-    for step in range(4):
-        first.step(lambda s=step: loss_of(models[0], s))
-    for _ in range(4):
-        late.step(lambda: pytest.fail("evaluated a step that was decided"))
+    decided = [first.step(lambda s=step: loss_of(models[0], s)) for step in range(4)]
+    for loss in decided:
+        if accumulating:
+            assert late.accumulate(lambda: pytest.fail("evaluated a decided step")) == loss
+            assert late.step() == loss
+        else:
+            assert late.step(lambda: pytest.fail("evaluated a decided step")) == loss
     assert same(bits(models[0]), bits(models[1]))
 
 

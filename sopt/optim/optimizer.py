@@ -62,7 +62,8 @@ class ZerothOrderOptimizer(TrainedGroups):
         Its losses wait for :meth:`step`, or until :meth:`zero_grad`.
 
         Args:
-            closure: Returns the mean loss of a micro-batch. Called as by :meth:`step`.
+            closure: Returns the mean loss of a micro-batch. Called as by :meth:`step`; not at all
+                where other processes have done the coming step already.
 
         Returns:
             The mean of the losses, detached.
@@ -70,7 +71,10 @@ class ZerothOrderOptimizer(TrainedGroups):
         Raises:
             InputError: As :meth:`step`.
         """
-        self._check()
+        self._begin()
+        decided = self._decided(self.steps + 1)
+        if decided is not None:
+            return self._mean(decided)
         try:
             values = self._evaluate(closure)
             losses = values.cpu()
@@ -105,9 +109,7 @@ class ZerothOrderOptimizer(TrainedGroups):
         Whatever is raised before the update, the weights are as before, and so are the losses of
         :meth:`accumulate`. Ctrl-C comes before an update or after it, when ``steps`` counts it.
         """
-        self._check()
-        if not self._begun:
-            self._begin()
+        self._begin()
         step = self.steps + 1
         try:
             rows = self._decide(step, closure)
@@ -117,7 +119,7 @@ class ZerothOrderOptimizer(TrainedGroups):
             self._go_home()
         if self.exchange is not None and self.exchange.checks(step):
             self.exchange.check(step, self.digest())
-        return losses_of(rows).mean().to(self.param_groups[0]["params"][0].device)
+        return self._mean(rows)
 
     def resume(self) -> int:
         """Replay an existing log into the parameters, which must be those the run began with.
@@ -211,7 +213,10 @@ class ZerothOrderOptimizer(TrainedGroups):
             self._log.check({"constants": constants})
 
     def _begin(self) -> None:
-        """Compare this training with that of the other processes, and open its log."""
+        """Compare this training with that of the other processes, and open its log; once."""
+        self._check()
+        if self._begun:
+            return
         if self._behind():
             raise InputError("resume() must be called again before a step, as it was broken off")
         if self.exchange is not None:
@@ -227,10 +232,14 @@ class ZerothOrderOptimizer(TrainedGroups):
             self._log = SeedLog.of_run(self._setup.log, self.header(), self.steps)
         self._begun = True
 
+    def _decided(self, step: int) -> list[Row] | None:
+        """The losses of a step that the others have done without this process."""
+        return self.exchange.decision(step) if self.exchange is not None else None
+
     def _decide(self, step: int, closure: Closure | None) -> list[Row]:
         """The losses of a step, averaged over micro-batches, and all processes'."""
-        rows = self.exchange.decision(step) if self.exchange is not None else None
-        if rows is not None:  # the others have done this step without this process
+        rows = self._decided(step)
+        if rows is not None:
             return rows
         losses = list(self._pending)
         if closure is not None:
@@ -240,6 +249,9 @@ class ZerothOrderOptimizer(TrainedGroups):
         mean = torch.stack(losses).double().mean(0).float()
         rows = [(n, *pair) for n, pair in zip(self._setup.indices(), mean.tolist(), strict=True)]
         return rows if self.exchange is None else self.exchange.share(step, rows)
+
+    def _mean(self, rows: Sequence[Row]) -> Tensor:
+        return losses_of(rows).mean().to(self.param_groups[0]["params"][0].device)
 
     def _evaluate(self, closure: Closure) -> Tensor:
         """Losses (perturbations, 2) of a micro-batch; the weights stay at the last perturbation."""
