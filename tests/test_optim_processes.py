@@ -244,6 +244,50 @@ def test_weights_that_differ_are_found():
         ranks[1].check(3, "ab")
 
 
+class CountingStore:
+    """A store, and the bytes of the keys and values that pass."""
+
+    def __init__(self, store):
+        self.store, self.bytes = store, 0
+
+    def __getattr__(self, name):
+        def call(key, *arguments):
+            self._count(*([key] if isinstance(key, str) else key), *arguments)
+            answer = getattr(self.store, name)(key, *arguments)
+            self._count(answer)
+            return answer
+
+        return call
+
+    def _count(self, *values):
+        self.bytes += sum(len(x) for x in values if isinstance(x, str | bytes))
+
+
+def test_all_bytes_of_keys_and_values_are_counted():
+    """Of a process that waits in vain for another, which then applies what was decided."""
+    store = torch.distributed.HashStore()
+    for rank in range(2):
+        counting, model = CountingStore(store), model_of()
+        exchange = Exchange(counting, rank, 2, timeout=0.01, check_every=2)
+        exchange.begin(0)
+        exchange.joined()
+        optimizer = ZOSGD(model.named_parameters(), 0.01, EPS, exchange=exchange)
+        for step in range(4):
+            optimizer.step(lambda m=model, s=step: loss_of(m, s))
+        assert exchange.sent + exchange.received == counting.bytes > 0
+
+
+def test_a_store_that_is_gone_is_an_error():
+    """Not a process that is late."""
+    server = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    client = torch.distributed.TCPStore("127.0.0.1", server.port)
+    exchange = Exchange(client, 0, 2, timeout=0.01)
+    exchange.share(1, rows_of(exchange))
+    del server
+    with pytest.raises(torch.distributed.DistNetworkError):
+        exchange.share(2, rows_of(exchange))
+
+
 @pytest.mark.parametrize("accumulating", [False, True])
 def test_a_late_process_applies_what_was_decided_without_forwards(accumulating):
     store = torch.distributed.HashStore()

@@ -53,7 +53,8 @@ class Exchange:
             them. The mean is then over the perturbations that are there.
         check_every: Steps between comparisons of the weights' hashes.
 
-    ``sent`` and ``received`` count bytes of keys and values.
+    ``sent`` and ``received`` count bytes of keys and values, without what a
+    :class:`torch.distributed.PrefixStore` puts before keys.
 
     Source:
         Exchanging scalars instead of gradients: Malladi et al., NeurIPS 2023, section 2.
@@ -148,7 +149,7 @@ class Exchange:
         Raises:
             InputError: The others began after ``step``.
         """
-        if self.world_size == 1 or self._store.check([f"joined/{self.rank}"]):
+        if self.world_size == 1 or self._has(f"joined/{self.rank}"):
             return step
         deadline = time.monotonic() + self._timeout
         self._set(f"start/{self.rank}", b"%d" % step)
@@ -174,7 +175,7 @@ class Exchange:
         """Post this process's losses; what was decided, the same for all.
 
         Raises:
-            torch.distributed.DistStoreError: The store is gone.
+            torch.distributed.DistNetworkError: The store is gone.
         """
         own = b"".join(ROW.pack(*row) for row in rows)
         leads = self._alive[step % len(self._alive)] == self.rank
@@ -188,7 +189,7 @@ class Exchange:
 
     def decision(self, step: int) -> list[Row] | None:
         """What was decided for ``step``, if it was."""
-        if self.world_size == 1 or not self._store.check([f"{step}"]):
+        if self.world_size == 1 or not self._has(f"{step}"):
             return None
         decided = self._get(f"{step}", self._timeout)
         return None if decided is None else self._read(step, decided)
@@ -217,10 +218,10 @@ class Exchange:
             if rank == self.rank:
                 continue
             # One that missed the last decision is waited for only if it posted too late for that.
-            if wait and (rank in self._alive or self._store.check([f"{step - 1}/{rank}"])):
+            if wait and (rank in self._alive or self._has(f"{step - 1}/{rank}")):
                 value = self._get(key, max(0.001, deadline - time.monotonic()))
             else:
-                value = self._get(key, self._timeout) if self._store.check([key]) else None
+                value = self._get(key, self._timeout) if self._has(key) else None
             if value is not None:
                 posted[rank] = value
         losses: dict[int, list[tuple[float, float]]] = {}
@@ -242,18 +243,23 @@ class Exchange:
         self._alive = list(ranks or range(self.world_size))
         return list(ROW.iter_unpack(decided[2 + 2 * count :]))
 
+    def _has(self, key: str) -> bool:
+        self.sent += len(key)
+        return self._store.check([key])
+
     def _set(self, key: str, value: bytes) -> None:
         self.sent += len(key) + len(value)
         self._store.set(key, value)  # type: ignore[arg-type]  # bytes will do
 
     def _get(self, key: str, timeout: float) -> bytes | None:
         """The value of ``key`` as soon as there is one; None if the time is over."""
+        self.sent += len(key)
         try:
             self._store.wait([key], timedelta(seconds=timeout))
         except torch.distributed.DistStoreError:
             return None
         value = self._store.get(key)
-        self.sent += 2 * len(key)
+        self.sent += len(key)
         self.received += len(value)
         return value
 
