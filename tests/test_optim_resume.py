@@ -26,11 +26,13 @@ def trained(make, log, steps):
     return model
 
 
-@pytest.mark.parametrize("name, module", [
-    ("plain", restore), ("momentum", zosgd), ("adam", zoadam),
+@pytest.mark.parametrize("name, module, passes", [
+    ("plain", restore, [4, 8, 10]),
+    ("momentum", zosgd, range(1, 11)),  # what is not one kernel call ends after each step
+    ("adam", zoadam, range(1, 11)),
 ])  # fmt: skip
-def test_a_resume_broken_off_by_ctrl_c_goes_on(name, module, tmp_path, monkeypatch):
-    """Ctrl-C while a kernel runs, in the first, second and last of three passes over 10 steps."""
+def test_a_resume_broken_off_by_ctrl_c_goes_on(name, module, passes, tmp_path, monkeypatch):
+    """Ctrl-C while a kernel runs, in each of the passes over 10 steps."""
     make, log = OPTIMIZERS[name], tmp_path / "run.zolog"
     end, whole = bits(trained(make, log, 10)), log.read_bytes()
     monkeypatch.setattr(optimizer, "REPLAYED_AT_ONCE", 4)
@@ -59,7 +61,7 @@ def test_a_resume_broken_off_by_ctrl_c_goes_on(name, module, tmp_path, monkeypat
             assert resumed.resume() == 10
         assert same(bits(model), end)
         assert log.read_bytes() == whole
-    assert set(reached) == {4, 8, 10}
+    assert sorted(set(reached)) == list(passes)
 
 
 def test_a_log_takes_no_step_but_the_next(tmp_path):

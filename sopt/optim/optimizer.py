@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from .closure import evaluate
 from .distributed import Row, losses_of, warn_of_others
 from .groups import TrainedGroups
 from .interrupts import uninterrupted
-from .restore import Weights
+from .restore import Codes, Weights
 from .seed_log import GroupSettings, SeedLog, Update
 from .setup import Setup
 
@@ -312,15 +311,28 @@ class ZerothOrderOptimizer(TrainedGroups):
     def _catch_up(self, log: SeedLog, last: int | None = None) -> None:
         """Apply what ``log`` has after ``steps``; Ctrl-C comes between two passes over memory."""
         self._check()
-        done = self.steps
-        updates = (update for update in log.updates(last) if update.step > done)
-        while chunk := list(islice(updates, REPLAYED_AT_ONCE)):
+        for chunk in self._passes(log.updates(last)):
             with uninterrupted():
                 effective = [update for update in chunk if update.indices]
                 self._make_buffers(effective)
                 self._apply(effective)
                 self.steps = chunk[-1].step
                 self.skipped += sum(update.skipped for update in chunk)
+
+    def _passes(self, updates: Iterable[Update]) -> Iterator[list[Update]]:
+        """Those after ``steps``, divided: floats without a state take many in one pass."""
+        done, chunk = self.steps, []
+        codes = any(isinstance(weights, Codes) for weights in self._parts())
+        for update in updates:
+            if update.step <= done:
+                continue
+            chunk.append(update)
+            alone = codes or any(map(self._buffers, update.settings))
+            if alone or len(chunk) == REPLAYED_AT_ONCE:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
 
     def _make_buffers(self, updates: Sequence[Update]) -> None:
         """Apart from the update, so that nothing is written yet where there is no memory left."""
