@@ -89,7 +89,7 @@ def seed_log() -> dict[str, float]:
         optimizer = ZOSGD([(name, torch.nn.Parameter(x)) for name, x in first.items()], LR, EPS)
         tensors, streams = list(first.values()), list(first)
         for update in log.updates():
-            seed, _ = optimizer._direction(update.step, 0)
+            seed, _ = optimizer._setup.direction(update.step, 0)
             add_noise_(tensors, seed, update.coefficients[0], streams=streams)
         if not all(torch.equal(first[name], base[name]) for name in base):
             raise RuntimeError("the replay is not what the steps one by one give")

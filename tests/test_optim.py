@@ -224,6 +224,20 @@ def test_a_saved_optimizer_continues_to_the_same_bits(make, dtype, accumulating)
     assert same(bits(unbroken[0]), bits(continued[0]))
 
 
+def test_waiting_losses_go_to_no_device_with_a_saved_state():
+    """map_location is of tensors; "meta" is a device without memory."""
+    models = [model_of(), model_of()]
+    saved, loaded = (ZOSGD(m.named_parameters(), 0.01, EPS, 2) for m in models)
+    saved.accumulate(lambda: loss_of(models[0], 1))
+    file = io.BytesIO()
+    torch.save(saved.state_dict(), file)
+    file.seek(0)
+    loaded.load_state_dict(torch.load(file, map_location="meta", weights_only=True))
+    for model, optimizer in zip(models, (saved, loaded), strict=True):
+        optimizer.step(lambda m=model: loss_of(m, 2))
+    assert same(bits(models[0]), bits(models[1]))
+
+
 def test_wrappers_change_no_direction():
     """module., _orig_mod. and peft's prefix are not part of a parameter's name."""
     results = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import errno
+import itertools
 import os
 import signal
 
@@ -11,7 +13,7 @@ import torch
 from small_models import EPS, Training, bits, loss_of, model_of, same
 
 import sopt
-from sopt.optim import Exchange, SeedLog, ZOAdam, blocks, restore, seed_log
+from sopt.optim import ZOSGD, Exchange, SeedLog, ZOAdam, blocks, restore, seed_log
 
 
 def interrupted(*_):
@@ -79,17 +81,34 @@ def test_a_step_that_cannot_be_logged_is_not_done(tmp_path, monkeypatch):
     assert (tmp_path / "broken").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_a_step_that_cannot_be_applied_is_not_in_the_log(tmp_path, monkeypatch):
-    """No memory for Adam's averages, which the first step makes."""
+def adam(model, log):
+    return ZOAdam(model.named_parameters(), 0.01, EPS, log=log)
+
+
+def two_groups(model, log):
+    named = list(model.named_parameters())
+    return ZOSGD([{"params": named[:2]}, {"params": named[2:]}], 0.01, EPS, log=log)
+
+
+def fails_at(position, function):
+    """``function``, but that call number ``position`` finds no memory."""
+    calls = itertools.count()
+
+    def call(*arguments, **options):
+        if next(calls) == position:
+            raise torch.OutOfMemoryError
+        return function(*arguments, **options)
+
+    return call
+
+
+@pytest.mark.parametrize("position", range(8))
+def test_a_step_without_memory_for_its_averages_is_not_done(position, tmp_path, monkeypatch):
+    """Adam's first step makes two of each tensor."""
     model, log = model_of(), tmp_path / "run.zolog"
-    start = bits(model)
-    optimizer = ZOAdam(model.named_parameters(), 0.01, EPS, log=log)
-
-    def full(*_, **__):
-        raise torch.OutOfMemoryError
-
+    start, optimizer = bits(model), adam(model, log)
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "zeros_like", full)
+        patch.setattr(torch, "zeros_like", fails_at(position, torch.zeros_like))
         with pytest.raises(torch.OutOfMemoryError):
             optimizer.step(lambda: loss_of(model))
     assert same(bits(model), start)
@@ -97,6 +116,50 @@ def test_a_step_that_cannot_be_applied_is_not_in_the_log(tmp_path, monkeypatch):
     for step in range(3):
         optimizer.step(lambda s=step: loss_of(model, s))
     assert same(bits(sopt.replay(model_of(), log)), bits(model))
+
+
+@pytest.mark.parametrize("make, module, op, position", [
+    (adam, torch, "zeros_like", 1),  # the estimate of the second tensor
+    (two_groups, restore, "write_noisy_", 5),  # two perturbations of each group, two updates
+])  # fmt: skip
+def test_after_an_update_that_failed_midway_no_step_follows(
+    make, module, op, position, tmp_path, monkeypatch
+):
+    """Until weights and state are loaded: with weights of no step, no log could repeat it."""
+    model, log = model_of(), tmp_path / "run.zolog"
+    optimizer = make(model, log)
+    for step in range(2):
+        optimizer.step(lambda s=step: loss_of(model, s))
+    start = bits(model)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, op, fails_at(position, getattr(module, op)))
+        with pytest.raises(torch.OutOfMemoryError):
+            optimizer.step(lambda: loss_of(model, 2))
+    assert not same(bits(model), start)
+    assert (SeedLog(log).step, SeedLog(log).torn_bytes) == (2, 0)
+    for call in (optimizer.step, optimizer.accumulate):
+        with pytest.raises(RuntimeError, match="weights are between step 2 and the next"):
+            call(lambda: pytest.fail("evaluated"))
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    for step in (2, 3):
+        optimizer.step(lambda s=step: loss_of(model, s))
+    assert same(bits(sopt.replay(model_of(), log)), bits(model))
+
+
+def test_a_replay_that_failed_midway_does_not_go_on(tmp_path, monkeypatch):
+    log = tmp_path / "run.zolog"
+    optimizer = adam(model := model_of(), log)
+    for step in range(2):
+        optimizer.step(lambda s=step: loss_of(model, s))
+    resumed = adam(model_of(), log)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros_like", fails_at(9, torch.zeros_like))  # the second estimate
+        with pytest.raises(torch.OutOfMemoryError):
+            resumed.resume()
+    with pytest.raises(RuntimeError, match="weights are between step 0 and the next"):
+        resumed.resume()
 
 
 def test_abandoned_micro_batches_are_dropped_by_zero_grad():

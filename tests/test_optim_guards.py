@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
 from small_models import EPS, bits, loss_of, model_of, same
 from torch import nn
 
+import sopt
 from sopt.errors import InputError
 from sopt.optim import ZOSGD, ZOAdam, noise_floor, precision_report
 
@@ -133,6 +137,7 @@ def make(named=None, **options):
     ({"lr": float("inf")}, "lr must be finite, got inf"),
     ({"eps": 0.0}, "eps must be positive and finite, got 0.0"),
     ({"eps": float("inf")}, "eps must be positive and finite, got inf"),
+    ({"weight_decay": float("nan")}, "weight_decay must be finite, got nan"),
     ({"clip": 0.0}, "clip must be positive or None, got 0.0"),
     ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
     ({"momentum": 0.9, "rounding": "stochastic"}, "momentum must be 0 for stochastic rounding"),
@@ -149,6 +154,49 @@ def make(named=None, **options):
 def test_settings(options, message):
     with pytest.raises(InputError, match=message):
         make(**options)
+
+
+@pytest.mark.parametrize("changes, options, message", [
+    ({"lr": float("inf")}, {}, "lr must be finite, got inf"),
+    ({"weight_decay": float("nan")}, {}, "weight_decay must be finite, got nan"),
+    ({"eps": 0.0}, {}, "eps must be positive and finite, got 0.0"),
+    ({"momentum": 0.9}, {"rounding": "stochastic"}, "momentum must be 0 for stochastic rounding"),
+])  # fmt: skip
+def test_settings_that_change_between_steps(changes, options, message):
+    model = model_of()
+    optimizer = make(model.named_parameters(), **options)
+    optimizer.step(lambda: loss_of(model))
+    start = bits(model)
+    optimizer.param_groups[0].update(changes)
+    for call in (optimizer.step, optimizer.accumulate):
+        with pytest.raises(InputError, match=message):
+            call(lambda: pytest.fail("evaluated"))
+    assert same(bits(model), start)
+    assert optimizer.steps == 1
+
+
+def test_a_schedule_that_cycles_momentum_needs_parameters_that_can_have_it(tmp_path):
+    """OneCycleLR cycles momentum or betas unless told not to."""
+    codes, scales = torch.ones(4, 4, dtype=torch.int8), {"w": torch.ones(4)}
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR
+    with_codes = make([("w", codes)], scales=scales)
+    one_cycle(with_codes, 0.01, 10)
+    with pytest.raises(InputError, match=r"momentum must be 0 for int8 codes, got 0\.95"):
+        with_codes.step(lambda: pytest.fail("evaluated"))
+    for cycles in (False, True):  # a log has betas once, so they stay; without one they may change
+        for path in (None, tmp_path / f"{cycles}.zolog"):
+            model = model_of()
+            adam = ZOAdam(model.named_parameters(), 0.01, EPS, log=path)
+            schedule = one_cycle(adam, 0.01, 10, cycle_momentum=cycles)
+            adam.step(lambda m=model: loss_of(m))
+            schedule.step()
+            refused = cycles and path is not None
+            told = pytest.raises(InputError, match=r"other constants of its groups: .*betas")
+            with told if refused else nullcontext():
+                adam.step(lambda m=model: loss_of(m))
+            assert adam.steps == (1 if refused else 2)
+            if path is not None:
+                assert same(bits(sopt.replay(model_of(), path)), bits(model))
 
 
 def test_parameters():
@@ -219,3 +267,9 @@ def test_state_of_another_optimizer():
     adam = torch.optim.Adam(model.parameters())
     with pytest.raises(InputError, match="state_dict must be of a zeroth-order optimizer"):
         make(model.named_parameters()).load_state_dict(adam.state_dict())
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_copies_of_an_optimizer_are_refused(copied):
+    with pytest.raises(InputError, match=r"cannot be copied or pickled: save state_dict\(\)"):
+        copied(make())

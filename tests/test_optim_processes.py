@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import subprocess
 import sys
 import threading
 import time
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from small_models import EPS, bits, loss_of, model_of, same
 from zeroth_order_process import PERTURBATIONS, STEPS
 
 from sopt.errors import InputError
-from sopt.integrations.transformers import ZerothOrderMixin
 from sopt.optim import ZOSGD, Exchange, SeedLog, distributed
 
 PROGRAM = Path(__file__).with_name("zeroth_order_process.py")
@@ -203,14 +201,18 @@ def test_a_second_training_of_a_program_knows_nothing_of_the_first(monkeypatch):
     assert training().decision(1) is None
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"noise": "rademacher"}, {"model": 1}])
+@pytest.mark.parametrize("other", [
+    {"seed": 1}, {"noise": "rademacher"}, {"model": 1}, {"estimator": "one-sided"},
+    {"lr": 0.02}, {"eps": 2 * EPS}, {"clip": 1.0}, {"weight_decay": 0.1}, {"momentum": 0.9},
+])  # fmt: skip
 def test_processes_that_do_not_train_the_same_are_told_before_a_loss(other, tmp_path):
     store = torch.distributed.HashStore()
 
     def training(rank, model=0, **options):
         trained = model_of(seed=model)
         exchange = Exchange(store, rank, 2, timeout=0.01)
-        optimizer = ZOSGD(trained.named_parameters(), 0.01, EPS, exchange=exchange, **options)
+        options = {"lr": 0.01, "eps": EPS, **options}
+        optimizer = ZOSGD(trained.named_parameters(), exchange=exchange, **options)
         return lambda: optimizer.step(lambda: loss_of(trained))
 
     training(0)()
@@ -233,35 +235,6 @@ def test_processes_without_an_exchange_are_told_once(monkeypatch, caplog):
         assert caplog.text.count("2 processes, but the optimizer no exchange=") == (not exchange)
 
 
-def test_a_trainer_of_several_processes_needs_an_exchange():
-    """Trainer divides the data; what it would average, gradients, there is none of."""
-
-    class Trainer(ZerothOrderMixin):
-        """What the mixin asks of Trainer."""
-
-        accelerator = SimpleNamespace(num_processes=2)
-        current_gradient_accumulation_steps = 1
-        compute_loss_context_manager = nullcontext
-
-        def __init__(self, model, exchange):
-            named = model.named_parameters()
-            self.optimizer = ZOSGD(named, 0.01, EPS, exchange=exchange)
-
-        def _prepare_inputs(self, inputs):
-            return inputs
-
-        def compute_loss(self, model, inputs):
-            return loss_of(model)
-
-    model = model_of()
-    with pytest.raises(InputError, match=r"must have exchange=.* each of 2 processes"):
-        Trainer(model, None).training_step(model, {})
-    exchange = Exchange(torch.distributed.HashStore(), 0, 2)
-    # The two losses of a direction: the slope's curvature is below a per cent.
-    loss = Trainer(model, exchange).training_step(model, {})
-    assert loss.item() == pytest.approx(loss_of(model).item(), rel=0.01)
-
-
 def test_weights_that_differ_are_found():
     ranks, _ = exchanges(2, check_every=3)
     assert [ranks[0].checks(step) for step in (1, 2, 3, 6)] == [False, False, True, True]
@@ -271,18 +244,95 @@ def test_weights_that_differ_are_found():
         ranks[1].check(3, "ab")
 
 
-def test_a_late_process_applies_what_was_decided_without_forwards():
+class CountingStore:
+    """A store, and the bytes of the keys and values that pass."""
+
+    def __init__(self, store):
+        self.store, self.bytes = store, 0
+
+    def __getattr__(self, name):
+        def call(key, *arguments):
+            self._count(*([key] if isinstance(key, str) else key), *arguments)
+            answer = getattr(self.store, name)(key, *arguments)
+            self._count(answer)
+            return answer
+
+        return call
+
+    def _count(self, *values):
+        self.bytes += sum(len(x) for x in values if isinstance(x, str | bytes))
+
+
+def test_all_bytes_of_keys_and_values_are_counted():
+    """Of a process that waits in vain for another, which then applies what was decided."""
+    store = torch.distributed.HashStore()
+    for rank in range(2):
+        counting, model = CountingStore(store), model_of()
+        exchange = Exchange(counting, rank, 2, timeout=0.01, check_every=2)
+        exchange.begin(0)
+        exchange.joined()
+        optimizer = ZOSGD(model.named_parameters(), 0.01, EPS, exchange=exchange)
+        for step in range(4):
+            optimizer.step(lambda m=model, s=step: loss_of(m, s))
+        assert exchange.sent + exchange.received == counting.bytes > 0
+
+
+def test_a_store_that_is_gone_is_an_error():
+    """Not a process that is late."""
+    server = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    client = torch.distributed.TCPStore("127.0.0.1", server.port)
+    exchange = Exchange(client, 0, 2, timeout=0.01)
+    exchange.share(1, rows_of(exchange))
+    del server
+    with pytest.raises(torch.distributed.DistNetworkError):
+        exchange.share(2, rows_of(exchange))
+
+
+@pytest.mark.parametrize("accumulating", [False, True])
+def test_a_late_process_applies_what_was_decided_without_forwards(accumulating):
     store = torch.distributed.HashStore()
     models = [model_of(), model_of()]
     first, late = (
         ZOSGD(m.named_parameters(), 0.01, EPS, exchange=Exchange(store, r, 2, timeout=0.05))
         for r, m in enumerate(models)
     )
-    for step in range(4):
-        first.step(lambda s=step: loss_of(models[0], s))
-    for _ in range(4):
-        late.step(lambda: pytest.fail("evaluated a step that was decided"))
+    decided = [first.step(lambda s=step: loss_of(models[0], s)) for step in range(4)]
+    for loss in decided:
+        if accumulating:
+            assert late.accumulate(lambda: pytest.fail("evaluated a decided step")) == loss
+            assert late.step() == loss
+        else:
+            assert late.step(lambda: pytest.fail("evaluated a decided step")) == loss
     assert same(bits(models[0]), bits(models[1]))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_training_that_goes_back_needs_a_new_exchange(world):
+    """What was decided for its steps is of the losses of then."""
+    store = torch.distributed.HashStore()
+
+    def alone(prefix):
+        return Exchange(torch.distributed.PrefixStore(prefix, store), 0, world, timeout=0.01)
+
+    def steps(model, optimizer, number):
+        for step in range(number):
+            optimizer.step(lambda s=step: loss_of(model, s))
+
+    model, exchange = model_of(), alone("first")
+    optimizer = ZOSGD(model.named_parameters(), 0.01, EPS, exchange=exchange)
+    steps(model, optimizer, 2)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    optimizer.load_state_dict(saved[1])
+    steps(model, optimizer, 2)  # not back
+    optimizer.load_state_dict(saved[1])
+    with pytest.raises(InputError, match="goes back to step 2, got one that has decided step 4"):
+        optimizer.step(lambda: pytest.fail("evaluated"))
+    other = model_of()
+    optimizer = ZOSGD(other.named_parameters(), 0.01, EPS, exchange=alone("second"))
+    other.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    steps(other, optimizer, 2)
+    assert same(bits(model), bits(other))
 
 
 @pytest.mark.parametrize("options, message", [
@@ -300,3 +350,14 @@ def test_in_place_floats_are_not_exchanged():
     exchange = Exchange(torch.distributed.HashStore(), 0, 1)
     with pytest.raises(InputError, match="inplace"):
         ZOSGD(model_of().named_parameters(), 0.01, EPS, restore="inplace", exchange=exchange)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_has_a_perturbation_to_evaluate(rank):
+    def training(share):
+        exchange = Exchange(torch.distributed.HashStore(), rank, 2, share=share)
+        ZOSGD(model_of().named_parameters(), 0.01, EPS, 1, exchange=exchange)
+
+    training("data")
+    with pytest.raises(InputError, match=r"num_perturbations must be at least 2 where .*, got 1"):
+        training("perturbations")

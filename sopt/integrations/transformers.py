@@ -15,7 +15,8 @@ class ZerothOrderMixin:
     Each micro-batch is evaluated along the step's directions, in eval mode and without gradients;
     ``Trainer`` steps when it has seen ``gradient_accumulation_steps`` of them, and schedules,
     logs, evaluates and saves as ever. Set ``max_grad_norm=0``: there is no gradient to clip;
-    ``clip=`` of the optimizer bounds the slopes. Under torchrun, where each process has batches of
+    ``clip=`` of the optimizer bounds the slopes. ``bf16=True`` will do, ``fp16=True`` will not: it
+    scales gradients. Under torchrun, where each process has batches of
     its own, the optimizer needs ``exchange=Exchange.from_environment(share="data")``.
 
     Example:
@@ -30,7 +31,8 @@ class ZerothOrderMixin:
         """The loss of a micro-batch, as ``Trainer`` sums it over the micro-batches of a step.
 
         Raises:
-            InputError: There are several processes, and the optimizer has no exchange.
+            InputError: There are several processes, and the optimizer has no exchange; or
+                ``fp16=True``, which scales gradients.
         """
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
         processes = self.accelerator.num_processes
@@ -39,11 +41,16 @@ class ZerothOrderMixin:
                 "the optimizer must have exchange=Exchange.from_environment(share='data') where "
                 f"Trainer gives each of {processes} processes batches of its own, got none"
             )
+        if self.accelerator.scaler is not None:
+            raise InputError(
+                "fp16 must be False where there are no gradients to scale, got True: bf16 will do"
+            )
         model.eval()
         inputs = self._prepare_inputs(inputs)
 
         def closure() -> Tensor:
             with self.compute_loss_context_manager():
-                return self.compute_loss(model, inputs)
+                loss = self.compute_loss(model, {**inputs})  # which may take the labels out
+            return loss.mean() if self.args.n_gpu > 1 else loss  # one of each GPU
 
         return optimizer.accumulate(closure) / self.current_gradient_accumulation_steps

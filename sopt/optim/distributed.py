@@ -53,7 +53,8 @@ class Exchange:
             them. The mean is then over the perturbations that are there.
         check_every: Steps between comparisons of the weights' hashes.
 
-    ``sent`` and ``received`` count bytes of keys and values.
+    ``sent`` and ``received`` count bytes of keys and values, without what a
+    :class:`torch.distributed.PrefixStore` puts before keys.
 
     Source:
         Exchanging scalars instead of gradients: Malladi et al., NeurIPS 2023, section 2.
@@ -88,6 +89,7 @@ class Exchange:
         self._store, self._share = store, share
         self._timeout, self._check_every = timeout, check_every
         self._alive = list(range(world_size))  # who was in the last decision
+        self._last = 0  # the step of that
 
     @classmethod
     def from_environment(cls, **options: object) -> Exchange:
@@ -101,17 +103,32 @@ class Exchange:
         return cls(torch.distributed.PrefixStore(prefix, store), rank, world_size, **options)  # type: ignore[arg-type]
 
     def indices(self, num_perturbations: int) -> range:
-        """The perturbations that this process evaluates."""
+        """The perturbations that this process evaluates.
+
+        Raises:
+            InputError: There is none for some process.
+        """
         if self._share == "data":
             return range(num_perturbations)
+        if num_perturbations < self.world_size:
+            raise InputError(
+                f"num_perturbations must be at least {self.world_size} where as many processes "
+                f"share them, got {num_perturbations}"
+            )
         return range(self.rank, num_perturbations, self.world_size)
 
     def agree(self, step: int, header: Mapping[str, Any]) -> None:
         """Compare what a training is with that of who first went on after ``step``.
 
         Raises:
-            InputError: They differ.
+            InputError: They differ; or a later step was decided through this exchange, whose losses
+                would be taken for those of that step done again.
         """
+        if step < self._last:
+            raise InputError(
+                f"exchange must be a new one where a training goes back to step {step}, got one "
+                f"that has decided step {self._last}"
+            )
         if self.world_size == 1:
             return
         own = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=8)
@@ -119,7 +136,7 @@ class Exchange:
         if self._compare_set(f"{step}/run", name) != name:
             raise InputError(
                 f"exchange must be of processes that train the same, but process {self.rank} goes "
-                f"on after step {step} with other weights, parameters, seed or noise than another: "
+                f"on after step {step} with other weights, parameters or settings than another: "
                 "did all begin with the same weights?"
             )
 
@@ -132,7 +149,7 @@ class Exchange:
         Raises:
             InputError: The others began after ``step``.
         """
-        if self.world_size == 1 or self._store.check([f"joined/{self.rank}"]):
+        if self.world_size == 1 or self._has(f"joined/{self.rank}"):
             return step
         deadline = time.monotonic() + self._timeout
         self._set(f"start/{self.rank}", b"%d" % step)
@@ -158,7 +175,7 @@ class Exchange:
         """Post this process's losses; what was decided, the same for all.
 
         Raises:
-            torch.distributed.DistStoreError: The store is gone.
+            torch.distributed.DistNetworkError: The store is gone.
         """
         own = b"".join(ROW.pack(*row) for row in rows)
         leads = self._alive[step % len(self._alive)] == self.rank
@@ -167,15 +184,15 @@ class Exchange:
             # The leader waits for the others as long; twice that means that it is gone.
             decided = self._get(f"{step}", 2 * self._timeout)
             if decided is not None:
-                return self._read(decided)
+                return self._read(step, decided)
         return self._decide(step, own, wait=leads)
 
     def decision(self, step: int) -> list[Row] | None:
         """What was decided for ``step``, if it was."""
-        if self.world_size == 1 or not self._store.check([f"{step}"]):
+        if self.world_size == 1 or not self._has(f"{step}"):
             return None
         decided = self._get(f"{step}", self._timeout)
-        return None if decided is None else self._read(decided)
+        return None if decided is None else self._read(step, decided)
 
     def checks(self, step: int) -> bool:
         return step % self._check_every == 0
@@ -201,10 +218,10 @@ class Exchange:
             if rank == self.rank:
                 continue
             # One that missed the last decision is waited for only if it posted too late for that.
-            if wait and (rank in self._alive or self._store.check([f"{step - 1}/{rank}"])):
+            if wait and (rank in self._alive or self._has(f"{step - 1}/{rank}")):
                 value = self._get(key, max(0.001, deadline - time.monotonic()))
             else:
-                value = self._get(key, self._timeout) if self._store.check([key]) else None
+                value = self._get(key, self._timeout) if self._has(key) else None
             if value is not None:
                 posted[rank] = value
         losses: dict[int, list[tuple[float, float]]] = {}
@@ -217,13 +234,18 @@ class Exchange:
         ]
         ranks = [] if len(posted) == self.world_size else sorted(posted)  # none stands for all
         header = struct.pack(f"<H{len(ranks)}H", len(ranks), *ranks)
-        return self._read(self._compare_set(f"{step}", header + b"".join(rows)))
+        return self._read(step, self._compare_set(f"{step}", header + b"".join(rows)))
 
-    def _read(self, decided: bytes) -> list[Row]:
+    def _read(self, step: int, decided: bytes) -> list[Row]:
+        self._last = step
         (count,) = struct.unpack_from("<H", decided)
         ranks = struct.unpack_from(f"<{count}H", decided, 2)
         self._alive = list(ranks or range(self.world_size))
         return list(ROW.iter_unpack(decided[2 + 2 * count :]))
+
+    def _has(self, key: str) -> bool:
+        self.sent += len(key)
+        return self._store.check([key])
 
     def _set(self, key: str, value: bytes) -> None:
         self.sent += len(key) + len(value)
@@ -231,12 +253,13 @@ class Exchange:
 
     def _get(self, key: str, timeout: float) -> bytes | None:
         """The value of ``key`` as soon as there is one; None if the time is over."""
+        self.sent += len(key)
         try:
             self._store.wait([key], timedelta(seconds=timeout))
         except torch.distributed.DistStoreError:
             return None
         value = self._store.get(key)
-        self.sent += 2 * len(key)
+        self.sent += len(key)
         self.received += len(value)
         return value
 

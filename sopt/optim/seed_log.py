@@ -78,6 +78,14 @@ class Update:
     indices: list[int]
     coefficients: list[list[float]]  # one list per index, one float32 per group
 
+    @property
+    def skipped(self) -> bool:
+        """Whether a step that was to have an effect had none.
+
+        One for which no group is enabled was not, whatever its losses: the log has none of them.
+        """
+        return not self.indices and any(group.enabled for group in self.settings)
+
 
 class SeedLog:
     """An append-only file of updates.
@@ -168,7 +176,11 @@ class SeedLog:
 
     def check(self, header: Mapping[str, Any]) -> None:
         """InputError unless the log's header has these values."""
-        told = {"tensors": "names, shapes or dtypes", "weights": "first weights"}
+        told = {
+            "tensors": "names, shapes or dtypes",
+            "weights": "first weights",
+            "constants": "constants of its groups",
+        }
         for key, value in header.items():
             if self.header.get(key) != value:
                 raise InputError(
@@ -180,9 +192,15 @@ class SeedLog:
         """Write a step after the last whole one.
 
         Raises:
+            InputError: It is not the next.
             OSError: The disk is full, and so on. What was written of the step is torn, and cut off
                 by the next.
         """
+        if update.step != self.step + 1:
+            raise InputError(
+                f"update must be step {self.step + 1}, the next of log {self.path}, "
+                f"got step {update.step}"
+            )
         if self.torn_bytes:
             logger.warning("log %s: %d bytes of a torn step cut off", self.path, self.torn_bytes)
             os.truncate(self.path, self._end)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..errors import InputError, nearest
 from ..steps.seeds import Tag, seed64
 from .distributed import Exchange
-from .seed_log import MOST_PERTURBATIONS
+from .restore import Terms
+from .seed_log import MOST_PERTURBATIONS, Update
 from .tensors import canonical_name
 
 RESTORES = ("copy", "inplace", "blocks")
@@ -46,6 +47,7 @@ class Setup:
                 f"num_perturbations must be in [1, {MOST_PERTURBATIONS - 1}], "
                 f"got {self.num_perturbations}"
             )
+        self.indices()  # of which each process needs one
         if not 0 <= self.seed < 2**64:
             raise InputError(f"seed must be in [0, 2**64), got {self.seed}")
         if (self.restore == "blocks") != (self.module is not None):
@@ -67,6 +69,21 @@ class Setup:
     def rounding_seed(self, step: int, which: int = 0) -> int:
         """That of perturbation n is 1 + n; 0 is the update's."""
         return seed64(self.seed, step, which, Tag.ROUNDING)
+
+    def terms(self, updates: Sequence[Update], group: int) -> Terms:
+        """Consecutive updates of a group under the same settings as one sum."""
+        settings = updates[0].settings[group]
+        counts = [len(update.indices) for update in updates]
+        directions = [self.direction(u.step, n) for u in updates for n in u.indices]
+        return Terms(
+            seeds=[seed for seed, _ in directions],
+            coefficients=[c[group] for update in updates for c in update.coefficients],
+            decay=settings.decay,
+            round_after=[sum(counts[: k + 1]) for k in range(len(counts) - 1)],
+            rounding_seeds=[self.rounding_seed(u.step) for u in updates],
+            eps=settings.eps,
+            delta_rounding_seeds=[rounding_seed for _, rounding_seed in directions],
+        )
 
     def indices(self) -> range:
         """The perturbations that this process evaluates."""

@@ -18,6 +18,8 @@ from .restore import Weights
 from .seed_log import GroupSettings, Update
 from .setup import Setup
 
+BUFFERS = ("exp_avg", "exp_avg_sq")
+
 
 class ZOAdam(ZerothOrderOptimizer):
     r"""Adam with decoupled weight decay on the estimate :math:`\hat g = \frac1N \sum_n g_n z_n`.
@@ -108,13 +110,16 @@ class ZOAdam(ZerothOrderOptimizer):
     def _constants(self, group: Mapping[str, Any]) -> dict[str, Any]:
         return {"betas": list(group["betas"]), "adam_eps": group["adam_eps"]}
 
+    def _buffers(self, settings: GroupSettings) -> Sequence[str]:
+        return BUFFERS
+
     def _update_weights(self, weights: Weights, updates: Sequence[Update]) -> None:
         weights.home()
         group = self.param_groups[weights.group]
         beta1, beta2 = group["betas"]
         for update in updates:
             settings = update.settings[weights.group]
-            terms = self._terms([update], weights.group)
+            terms = self._setup.terms([update], weights.group)
             for name, p in weights.tensors.items():
                 estimate = torch.zeros_like(p, dtype=torch.float32, requires_grad=False)
                 add_noise_(
@@ -124,7 +129,7 @@ class ZOAdam(ZerothOrderOptimizer):
                     streams=name,
                     kind=self._setup.noise,
                 )
-                m, v = (self._buffer(p, key) for key in ("exp_avg", "exp_avg_sq"))
+                m, v = (self.state[p][key] for key in BUFFERS)
                 t = self.state[p]["step"] = self.state[p].get("step", 0) + 1
                 m.lerp_(estimate, 1 - beta1)
                 v.mul_(beta2).addcmul_(estimate, estimate, value=1 - beta2)

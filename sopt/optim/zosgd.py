@@ -144,26 +144,29 @@ class ZOSGD(ZerothOrderOptimizer):
     def _factor(self, group: Mapping[str, Any]) -> float:
         return 1.0 if group["momentum"] else -group["lr"]
 
+    def _buffers(self, settings: GroupSettings) -> Sequence[str]:
+        return ["momentum_buffer"] if settings.momentum else []
+
     def _update_weights(self, weights: Weights, updates: Sequence[Update]) -> None:
         group = weights.group
         if isinstance(weights, Codes):
             for update in updates:
-                weights.update(self._terms([update], group))
+                weights.update(self._setup.terms([update], group))
             return
         for settings, run in groupby(updates, key=lambda update: update.settings[group]):
             if settings.momentum:
                 for update in run:
                     self._update_with_momentum(weights, settings, update)
             else:
-                weights.update(self._terms(list(run), group))
+                weights.update(self._setup.terms(list(run), group))
 
     def _update_with_momentum(
         self, weights: Weights, settings: GroupSettings, update: Update
     ) -> None:
         weights.home()
         params = list(weights.tensors.values())
-        buffers = [self._buffer(p, "momentum_buffer") for p in params]
-        terms = self._terms([update], weights.group)
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        terms = self._setup.terms([update], weights.group)
         add_noise_(
             buffers,
             terms.seeds,
