@@ -152,12 +152,13 @@ class InPlaceWeights(Weights):
 
     def update(self, terms: Terms) -> None:
         if self._at is not None:  # the way home is part of the update
-            (seed, coefficient), self._at = self._at, None
+            seed, coefficient = self._at
             last = terms.seeds.index(seed)
             together = list(terms.coefficients)
             together[last] -= coefficient * terms.decay
             terms = replace(terms, coefficients=together)
         add_noise_(self._list, **self._sum(terms))
+        self._at = None  # not sooner: the kernel may find no memory
 
 
 class Codes(Weights):
