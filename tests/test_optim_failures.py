@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 
@@ -12,6 +13,7 @@ from small_models import EPS, Training, bits, loss_of, model_of, same
 
 import sopt
 from sopt.optim import Exchange, SeedLog, ZOAdam, blocks, restore, seed_log
+from sopt.optim.interrupts import uninterrupted
 
 
 def interrupted(*_):
@@ -175,3 +177,45 @@ def test_ctrl_c_comes_before_a_step_or_after_it(how, module, op, sooner, times, 
             broken.step(1)
         assert same(broken.state(), whole.state())
     assert len(calls) == position > 0
+
+
+@pytest.mark.parametrize("how", ["copy", "inplace", "blocks"])
+@pytest.mark.parametrize("act, factor", [("accumulate", 1), ("step", 1), ("step", math.nan)])
+def test_ctrl_c_comes_before_what_it_must_not_interrupt_or_after_it(how, act, factor, monkeypatch):
+    """At each entry of such a block; a step of losses that are NaN is skipped."""
+    getsignal, position = signal.getsignal, 0
+    while True:
+        training, entries = Training(how, noise="rademacher"), []
+        start = training.state()
+
+        def entered(number, entries=entries, position=position):
+            entries.append(number)
+            if len(entries) == position + 1:
+                signal.raise_signal(signal.SIGINT)
+            return getsignal(number)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(signal, "getsignal", entered)
+            try:
+                getattr(training.optimizer, act)(lambda t=training: factor * t.loss(1))
+            except KeyboardInterrupt:
+                position += 1
+            else:
+                break
+        changes = training.optimizer.steps and factor == 1
+        assert same(training.state(), start) != changes
+    assert position > 1
+
+
+def test_a_handler_is_told_of_every_ctrl_c():
+    """That of a trainer finishes the step at the first, and stops at the second."""
+    told = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: told.append(number))
+    try:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            assert told == []
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert told == [signal.SIGINT] * 2

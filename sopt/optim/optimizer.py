@@ -119,6 +119,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
         try:
             values = self._evaluate(closure)
             losses = values.cpu()
+            self._go_home()  # Ctrl-C before it is in: then by the one below
         finally:
             self._go_home()
         self._pending.append(losses)
@@ -156,7 +157,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
             rows = self._decide(step, closure)
             update = self._update_of(step, rows)
             self._commit(update)
-        finally:  # those that were not updated are at a perturbation
+        finally:
             self._go_home()
         if self.exchange is not None and self.exchange.checks(step):
             self.exchange.check(step, self.digest())
@@ -338,6 +339,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
                 self._log.append(update)
             try:
                 self._apply([update] if update.indices else [])
+                self._go_home()  # what was not updated is at a perturbation
             except BaseException:
                 if self._log is not None:
                     self._log = self._log.truncated(self.steps)
