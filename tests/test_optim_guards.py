@@ -11,6 +11,7 @@ from torch import nn
 
 from sopt.errors import InputError
 from sopt.optim import ZOSGD, ZOAdam, noise_floor, precision_report
+from sopt_kernels import noise
 
 
 @pytest.mark.parametrize("returned, message", [
@@ -53,8 +54,10 @@ def test_a_closure_that_calls_backward():
 
     with pytest.raises(InputError, match="not call backward"):
         optimizer.step(backward)
-    with pytest.raises(InputError, match="not compute gradients"):
-        optimizer.step(backward_with_grad)
+    for _ in range(2):
+        with pytest.raises(InputError, match="not compute gradients"):
+            optimizer.step(backward_with_grad)
+        assert [p.grad for p in model.parameters()] == [None] * 4
     assert same(bits(model), start)
 
 
@@ -95,6 +98,24 @@ def test_losses_of_low_precision_are_told(caplog):
     with caplog.at_level(logging.WARNING):
         optimizer.step(lambda: loss_of(model).bfloat16())
     assert "loss is torch.bfloat16" in caplog.text
+
+
+def test_perturbations_without_effect_are_told(caplog):
+    """int8 codes are buffers, which a model that is moved replaces."""
+    codes = nn.Module()
+    codes.register_buffer("codes", torch.ones(4, 4, dtype=torch.int8))
+    scales = {"codes": torch.full((4,), 0.01)}
+    optimizer = ZOSGD(codes.named_buffers(), 0.0, 0.02, scales=scales, noise="rademacher")
+    for moved in (False, True):
+        if moved:
+            codes._apply(torch.clone)  # as .to() does
+        for enabled in (True, False):
+            caplog.clear()
+            optimizer.param_groups[0]["enabled"] = enabled
+            optimizer.step(lambda: (codes.codes * noise((4, 4), 1, "slope")).sum())
+            assert ("equal to the last bit; was the model moved" in caplog.text) == (
+                moved and enabled
+            )
 
 
 def test_drift_in_16_bits_is_told(caplog):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .closure import evaluate
+from .closure import evaluate, warn_of_equal
 from .distributed import Exchange, Row, losses_of, warn_of_others
 from .interrupts import uninterrupted
 from .parts import parts_of
@@ -321,6 +321,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer, ABC):
     def _update_of(self, step: int, rows: Sequence[Row]) -> Update:
         settings = [self._settings(group) for group in self.param_groups]
         plus, minus = losses_of(rows).unbind(1)
+        if any(now.enabled for now in settings):
+            warn_of_equal(step, plus, minus)
         columns = []
         for group, now in zip(self.param_groups, settings, strict=True):
             slopes = (plus - minus) / (self._setup.sides * now.eps)
