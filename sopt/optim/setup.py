@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ..checks import integer
 from ..errors import InputError, nearest
 from ..steps.seeds import Tag, seed64
 from .distributed import Exchange
@@ -18,6 +19,7 @@ RESTORES = ("copy", "inplace", "blocks")
 ESTIMATORS = ("two-sided", "one-sided")
 NOISES = ("gaussian", "rademacher")
 ROUNDINGS = ("nearest", "stochastic")
+MOST_HEADROOM = 64  # of sopt_kernels.perturb_int8_
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Setup:
                 f"num_perturbations must be in [1, {MOST_PERTURBATIONS - 1}], "
                 f"got {self.num_perturbations}"
             )
+        integer("headroom", self.headroom, 1, MOST_HEADROOM + 1)
         if not 0 <= self.seed < 2**64:
             raise InputError(f"seed must be in [0, 2**64), got {self.seed}")
         if (self.restore == "blocks") != (self.module is not None):
