@@ -120,22 +120,19 @@ def test_abandoned_micro_batches_are_dropped_by_zero_grad():
     ("blocks", blocks, "add_noise_"),
 ])  # fmt: skip
 def test_nothing_has_changed_if_an_update_has_no_memory(how, module, op, monkeypatch):
-    kernel = getattr(module, op)
-    broken, whole = (Training(how, noise="rademacher") for _ in range(2))
-    start = broken.state()
+    kernel, training = getattr(module, op), Training(how, noise="rademacher")
+    start = training.state()
 
     def call(*arguments, **options):
         if "decay" in options:  # an update; a perturbation has none
             raise torch.OutOfMemoryError
         return kernel(*arguments, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module, op, call)
-        with pytest.raises(torch.OutOfMemoryError):
-            broken.step(1)
-    assert same(broken.state(), start)
-    assert broken.step(1) == whole.step(1)
-    assert same(broken.state(), whole.state())
+    monkeypatch.setattr(module, op, call)
+    with pytest.raises(torch.OutOfMemoryError):
+        training.step(1)
+    assert same(training.state(), start)
+    assert training.optimizer.steps == 0
 
 
 @pytest.mark.parametrize("times", [1, 9])
