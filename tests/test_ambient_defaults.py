@@ -76,9 +76,9 @@ def test_bodies_of_the_ops(op, body, dtype, device):
     run = op.implementations("cpu")[body]
     if not callable(run):
         pytest.skip(f"{body}: {run}")
-    expected = [[run(*sample), *sample] for sample in list(op.samples("cpu"))[::4]]
+    expected = [[run(*sample), *sample] for sample in op.samples("cpu")]
     with defaults(dtype, device):
-        found = [[run(*sample), *sample] for sample in list(op.samples("cpu"))[::4]]
+        found = [[run(*sample), *sample] for sample in op.samples("cpu")]
     for x, y in zip(tensors_of(found), tensors_of(expected), strict=True):
         assert (x.dtype, x.device) == (y.dtype, y.device)
         assert torch.equal(*(z.flatten().view(torch.uint8) for z in (x, y)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,12 @@ from sopt.memory import LiveStorage
 from sopt.models import open_model
 from sopt.models.folder import INT8_FILE
 from sopt.models.storage import Int8Storage
-from sopt.optim import ZOSGD
+from sopt.optim import ZOSGD, restore
 from sopt.optim.restore import Codes
 from sopt.resolution import resolve
 from sopt.steps.seeds import Tag, seed64
 from sopt.steps.zeroth_order import zeroth_order_step, zeroth_order_step_on_codes
-from sopt_kernels import noise
+from sopt_kernels import noise, perturb_int8_
 
 FLOAT32 = Int8Storage(torch.float32)
 NEEDED = {"images": "dog", "prompt": "a dog", "output": "run"}
@@ -106,6 +107,27 @@ def test_losses_are_at_codes_that_moved_and_the_codes_come_back():
     with pytest.raises(ZeroDivisionError):
         step_of(weights, failing, 2)
     assert all(torch.equal(q, before[name]) for name, q in codes.items())
+
+
+def test_ctrl_c_on_the_way_home_does_not_lose_the_codes(monkeypatch):
+    """While a kernel runs Python waits for its end; the codes are then where they were."""
+    whole, scales, others = small_codes()
+    codes, _, weights = small_codes()
+    before, calls = {name: q.clone() for name, q in codes.items()}, []
+
+    def call(*arguments, **options):
+        calls.append(perturb_int8_(*arguments, **options))
+        if len(calls) == 4 * N:  # each move but the first goes home before, and the last goes home
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restore, "perturb_int8_", call)
+        with pytest.raises(KeyboardInterrupt):
+            step_of(weights, loss_of(codes, scales), 1)
+    assert all(torch.equal(q, before[name]) for name, q in codes.items())
+    step_of(weights, loss_of(codes, scales), 1)
+    step_of(others, loss_of(whole, scales), 1)
+    assert all(torch.equal(q, whole[name]) for name, q in codes.items())
 
 
 @pytest.mark.parametrize("values", [[1.0, float("nan")], [float("inf"), 1.0]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import itertools
+import math
 import os
 import signal
 
@@ -14,6 +15,7 @@ from small_models import EPS, Training, bits, loss_of, model_of, same
 
 import sopt
 from sopt.optim import ZOSGD, Exchange, SeedLog, ZOAdam, blocks, restore, seed_log
+from sopt.optim.interrupts import uninterrupted
 
 
 def interrupted(*_):
@@ -176,6 +178,26 @@ def test_abandoned_micro_batches_are_dropped_by_zero_grad():
     assert same(broken.state(), whole.state())
 
 
+@pytest.mark.parametrize("how, module, op", [
+    ("copy", restore, "write_noisy_"), ("inplace", restore, "add_noise_"),
+    ("blocks", blocks, "add_noise_"),
+])  # fmt: skip
+def test_nothing_has_changed_if_an_update_has_no_memory(how, module, op, monkeypatch):
+    kernel, training = getattr(module, op), Training(how, noise="rademacher")
+    start = training.state()
+
+    def call(*arguments, **options):
+        if "decay" in options:  # an update; a perturbation has none
+            raise torch.OutOfMemoryError
+        return kernel(*arguments, **options)
+
+    monkeypatch.setattr(module, op, call)
+    with pytest.raises(torch.OutOfMemoryError):
+        training.step(1)
+    assert same(training.state(), start)
+    assert training.optimizer.steps == 0
+
+
 @pytest.mark.parametrize("times", [1, 9])
 @pytest.mark.parametrize("sooner", [False, True])
 @pytest.mark.parametrize("how, module, op", [
@@ -215,3 +237,45 @@ def test_ctrl_c_comes_before_a_step_or_after_it(how, module, op, sooner, times, 
             broken.step(1)
         assert same(broken.state(), whole.state())
     assert len(calls) == position > 0
+
+
+@pytest.mark.parametrize("how", ["copy", "inplace", "blocks"])
+@pytest.mark.parametrize("act, factor", [("accumulate", 1), ("step", 1), ("step", math.nan)])
+def test_ctrl_c_comes_before_what_it_must_not_interrupt_or_after_it(how, act, factor, monkeypatch):
+    """At each entry of such a block; a step of losses that are NaN is skipped."""
+    getsignal, position = signal.getsignal, 0
+    while True:
+        training, entries = Training(how, noise="rademacher"), []
+        start = training.state()
+
+        def entered(number, entries=entries, position=position):
+            entries.append(number)
+            if len(entries) == position + 1:
+                signal.raise_signal(signal.SIGINT)
+            return getsignal(number)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(signal, "getsignal", entered)
+            try:
+                getattr(training.optimizer, act)(lambda t=training: factor * t.loss(1))
+            except KeyboardInterrupt:
+                position += 1
+            else:
+                break
+        changes = training.optimizer.steps and factor == 1
+        assert same(training.state(), start) != changes
+    assert position > 1
+
+
+def test_a_handler_is_told_of_every_ctrl_c():
+    """That of a trainer finishes the step at the first, and stops at the second."""
+    told = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: told.append(number))
+    try:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            assert told == []
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert told == [signal.SIGINT] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import pickle
 from contextlib import nullcontext
 
@@ -15,6 +16,7 @@ from torch import nn
 import sopt
 from sopt.errors import InputError
 from sopt.optim import ZOSGD, ZOAdam, noise_floor, precision_report
+from sopt_kernels import noise
 
 
 @pytest.mark.parametrize("returned, message", [
@@ -57,8 +59,10 @@ def test_a_closure_that_calls_backward():
 
     with pytest.raises(InputError, match="not call backward"):
         optimizer.step(backward)
-    with pytest.raises(InputError, match="not compute gradients"):
-        optimizer.step(backward_with_grad)
+    for _ in range(2):
+        with pytest.raises(InputError, match="not compute gradients"):
+            optimizer.step(backward_with_grad)
+        assert [p.grad for p in model.parameters()] == [None] * 4
     assert same(bits(model), start)
 
 
@@ -87,8 +91,11 @@ def test_a_closure_with_randomness_is_found_and_its_floor_told():
         noise_floor(optimizer, lambda: loss_of(model))
     values = iter([1.0, 1.25])
     assert noise_floor(optimizer, lambda: next(values), allowed=100) == 0.25 / (2 * EPS)
-    with pytest.raises(InputError, match="same loss"):
-        noise_floor(optimizer, lambda: float("nan"))
+    for value in (math.nan, math.inf):
+        with pytest.raises(
+            InputError, match=f"must return finite losses .* got {value} and {value}"
+        ):
+            noise_floor(optimizer, lambda v=value: v, allowed=math.inf)
     model.eval()
     assert noise_floor(optimizer, lambda: loss_of(model)) == 0
 
@@ -99,6 +106,24 @@ def test_losses_of_low_precision_are_told(caplog):
     with caplog.at_level(logging.WARNING):
         optimizer.step(lambda: loss_of(model).bfloat16())
     assert "loss is torch.bfloat16" in caplog.text
+
+
+def test_perturbations_without_effect_are_told(caplog):
+    """int8 codes are buffers, which a model that is moved replaces."""
+    codes = nn.Module()
+    codes.register_buffer("codes", torch.ones(4, 4, dtype=torch.int8))
+    scales = {"codes": torch.full((4,), 0.01)}
+    optimizer = ZOSGD(codes.named_buffers(), 0.0, 0.02, scales=scales, noise="rademacher")
+    for moved in (False, True):
+        if moved:
+            codes._apply(torch.clone)  # as .to() does
+        for enabled in (True, False):
+            caplog.clear()
+            optimizer.param_groups[0]["enabled"] = enabled
+            optimizer.step(lambda: (codes.codes * noise((4, 4), 1, "slope")).sum())
+            assert ("equal to the last bit; was the model moved" in caplog.text) == (
+                moved and enabled
+            )
 
 
 def test_drift_in_16_bits_is_told(caplog):
@@ -128,6 +153,17 @@ def test_eps_against_the_grid_of_each_dtype():
     assert "eps is too small" not in str(lines[torch.float32])
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_report_has_a_line_of_weights_that_are_not_finite(value):
+    broken, whole = (nn.Parameter(torch.full((4,), x)) for x in (value, 1.0))
+    named = [("a", broken), ("b", whole)]
+    first, second = precision_report(ZOSGD(named, 0.01, EPS))
+    assert f"rms {value:.2g}, eps = nan ulp" in str(first)
+    assert math.isnan(first.drift)
+    assert not first.coarse
+    assert [second] == precision_report(ZOSGD(named[1:], 0.01, EPS))
+
+
 def make(named=None, **options):
     return ZOSGD(named or model_of().named_parameters(), **{"lr": 0.01, "eps": EPS, **options})
 
@@ -146,6 +182,8 @@ def make(named=None, **options):
     ({"restore": "copies"}, "restore must be one of .* did you mean 'copy'"),
     ({"estimator": "both"}, "estimator must be one of"),
     ({"rounding": "up"}, "rounding must be one of"),
+    ({"headroom": 65}, r"headroom must be a whole number in \[1, 65\), got 65"),
+    ({"headroom": 8.0}, r"headroom must be a whole number in \[1, 65\), got 8.0"),
     ({"seed": -1}, r"seed must be in \[0, 2\*\*64\), got -1"),
     ({"restore": "blocks"}, "module must be given with restore='blocks'"),
     ({"module": nn.Linear(1, 1)}, "module must be given with restore='blocks' and not without"),
@@ -217,6 +255,18 @@ def test_parameters():
     ):
         with pytest.raises((InputError, ValueError), match=message):
             make(named).step(lambda: 0.0)
+    for scale, message in (
+        (torch.ones(3), "of 'w' must be one per row, a divisor of the 16 codes, got 3"),
+        (torch.ones(0), "of 'w' must be one per row, a divisor of the 16 codes, got 0"),
+        (torch.ones(4).half(), "of 'w' must be contiguous float32 on cpu .*, got torch.float16"),
+        (torch.ones(4, device="meta"), "float32 on cpu as the codes, got .* on meta"),
+        (torch.ones(8)[::2], r"must be contiguous .* strides \(2,\)"),
+        (torch.tensor([1.0, 0.0]), "of 'w' must be positive and finite, got 0.0"),
+        (torch.tensor([torch.nan, 1.0]), "of 'w' must be positive and finite, got nan"),
+        (torch.tensor([1.0, torch.inf]), "of 'w' must be positive and finite, got inf"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make([("w", codes)], scales={"w": scale})
     scales = {"w": torch.ones(4)}
     with pytest.raises(InputError, match="weight_decay must be 0 for int8 codes"):
         make([("w", codes)], scales=scales, weight_decay=0.1)

@@ -35,15 +35,18 @@ def evaluate(closure: Callable[[], Tensor | float], weights: Sequence[Tensor]) -
         raise
     finally:
         torch.clear_autocast_cache()
-    for x, (version, address, no_grad) in zip(weights, versions, strict=True):
+    computed = [
+        x for x, (*_, none) in zip(weights, versions, strict=True) if none and x.grad is not None
+    ]
+    for x in computed:
+        x.grad = None  # else the next call would pass for one that computes none
+    if computed:
+        raise InputError("closure must not compute gradients: they would be taken and never used")
+    for x, (version, address, _) in zip(weights, versions, strict=True):
         if (x._version, x.data_ptr()) != (version, address):
             raise InputError(
                 f"closure must not change the weights it evaluates, changed one of shape "
                 f"{tuple(x.shape)}"
-            )
-        if no_grad and x.grad is not None:
-            raise InputError(
-                "closure must not compute gradients: they would be taken and never used"
             )
     if not isinstance(loss, (Tensor, float, int)) or isinstance(loss, bool):
         raise InputError(f"closure must return a scalar loss, got {loss!r}")
@@ -53,6 +56,16 @@ def evaluate(closure: Callable[[], Tensor | float], weights: Sequence[Tensor]) -
         _warn_of_precision(loss.dtype)
     scalar = torch.as_tensor(loss, dtype=torch.float32, device=weights[0].device)
     return scalar.detach().reshape(())
+
+
+def warn_of_equal(step: int, plus: Tensor, minus: Tensor) -> None:
+    """A warning where no perturbation of a step had an effect on its losses."""
+    if len(plus) and torch.equal(plus, minus):
+        logger.warning(
+            "step %d: the two losses of every direction are equal to the last bit; was the model "
+            "moved or a weight replaced after the optimizer was made, or is eps too small?",
+            step,
+        )
 
 
 @cache

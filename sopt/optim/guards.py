@@ -48,7 +48,8 @@ class TensorPrecision:
 def precision_report(optimizer: ZerothOrderOptimizer) -> list[TensorPrecision]:
     """eps against the floating-point grid of each trained float tensor, on at most 65,536 elements.
 
-    The drift is what ``restore="inplace"`` would leave after one step without an update.
+    The drift is what ``restore="inplace"`` would leave after one step without an update. Of weights
+    that are not finite eps and drift are nan.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.full((1000,), 0.02, dtype=torch.bfloat16))
@@ -64,7 +65,8 @@ def precision_report(optimizer: ZerothOrderOptimizer) -> list[TensorPrecision]:
         for c in (-2 * eps, eps):
             add_noise_(moved, 0, c, streams=name)
         rms = _rms(base)
-        ulp = torch.finfo(x.dtype).eps * 2.0 ** math.floor(math.log2(max(rms, 2.0**-24)))
+        exponent = math.floor(math.log2(max(rms, 2.0**-24))) if math.isfinite(rms) else math.nan
+        ulp = torch.finfo(x.dtype).eps * 2.0**exponent
         drift = _rms(moved.float() - base.float()) / rms if rms else 0.0
         report.append(TensorPrecision(name, x.dtype, rms, eps / ulp, unmoved, drift))
     return report
@@ -91,7 +93,7 @@ def noise_floor(
         allowed: Largest floor to accept: some kernels of a GPU repeat to rounding only.
 
     Raises:
-        InputError: The floor is above ``allowed``, or the closure is not one.
+        InputError: The floor is above ``allowed``, a loss is not finite, or the closure is not one.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout()).eval()
@@ -101,6 +103,11 @@ def noise_floor(
     """
     weights = list(optimizer.tensors().values())
     first, second = (evaluate(closure, weights).item() for _ in range(2))
+    if not math.isfinite(first + second):
+        raise InputError(
+            f"closure must return finite losses at the weights as they are, got {first:g} and "
+            f"{second:g}"
+        )
     floor = abs(first - second) / (2 * min(group["eps"] for group in optimizer.param_groups))
     if not floor <= allowed:
         raise InputError(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .closure import evaluate
+from .closure import evaluate, warn_of_equal
 from .distributed import Row, losses_of, warn_of_others
 from .groups import TrainedGroups
 from .interrupts import uninterrupted
@@ -77,6 +77,7 @@ class ZerothOrderOptimizer(TrainedGroups):
         try:
             values = self._evaluate(closure)
             losses = values.cpu()
+            self._go_home()  # Ctrl-C before it is in: then by the one below
         finally:
             self._go_home()
         self._pending.append(losses)
@@ -114,7 +115,7 @@ class ZerothOrderOptimizer(TrainedGroups):
             rows = self._decide(step, closure)
             update = self._update_of(step, rows)
             self._commit(update)
-        finally:  # those that were not updated are at a perturbation
+        finally:
             self._go_home()
         if self.exchange is not None and self.exchange.checks(step):
             self.exchange.check(step, self.digest())
@@ -274,6 +275,8 @@ class ZerothOrderOptimizer(TrainedGroups):
     def _update_of(self, step: int, rows: Sequence[Row]) -> Update:
         settings = [self._settings(group) for group in self.param_groups]
         plus, minus = losses_of(rows).unbind(1)
+        if any(now.enabled for now in settings):
+            warn_of_equal(step, plus, minus)
         columns = []
         for group, now in zip(self.param_groups, settings, strict=True):
             slopes = (plus - minus) / (self._setup.sides * now.eps)
@@ -294,6 +297,7 @@ class ZerothOrderOptimizer(TrainedGroups):
                 self._log.append(update)
             try:
                 self._apply(updates)
+                self._go_home()  # what was not updated is at a perturbation
             except BaseException:
                 if self._log is not None:
                     self._log = self._log.truncated(self.steps)

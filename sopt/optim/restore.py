@@ -143,21 +143,21 @@ class InPlaceWeights(Weights):
             add_noise_(self._list, seeds, coefficients, **self._noise)
             self._at = seed, coefficient
 
-    def home(self) -> None:
-        with uninterrupted():
-            if self._at is not None:
-                seed, coefficient = self._at
-                add_noise_(self._list, seed, -coefficient, **self._noise)
-                self._at = None
+    def home(self) -> None:  # uninterrupted(): the optimizer's way home, or its update
+        if self._at is not None:
+            seed, coefficient = self._at
+            add_noise_(self._list, seed, -coefficient, **self._noise)
+            self._at = None
 
     def update(self, terms: Terms) -> None:
         if self._at is not None:  # the way home is part of the update
-            (seed, coefficient), self._at = self._at, None
+            seed, coefficient = self._at
             last = terms.seeds.index(seed)
             together = list(terms.coefficients)
             together[last] -= coefficient * terms.decay
             terms = replace(terms, coefficients=together)
         add_noise_(self._list, **self._sum(terms))
+        self._at = None  # not sooner: the kernel may find no memory
 
 
 class Codes(Weights):

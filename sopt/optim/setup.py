@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ..checks import integer
 from ..errors import InputError, nearest
 from ..steps.seeds import Tag, seed64
 from .distributed import Exchange
@@ -19,6 +20,7 @@ RESTORES = ("copy", "inplace", "blocks")
 ESTIMATORS = ("two-sided", "one-sided")
 NOISES = ("gaussian", "rademacher")
 ROUNDINGS = ("nearest", "stochastic")
+MOST_HEADROOM = 64  # of sopt_kernels.perturb_int8_
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Setup:
                 f"got {self.num_perturbations}"
             )
         self.indices()  # of which each process needs one
+        integer("headroom", self.headroom, 1, MOST_HEADROOM + 1)
         if not 0 <= self.seed < 2**64:
             raise InputError(f"seed must be in [0, 2**64), got {self.seed}")
         if (self.restore == "blocks") != (self.module is not None):

@@ -37,6 +37,7 @@ def check_trained(name: str, tensor: Tensor, scales: Mapping[str, Tensor]) -> No
             raise InputError(
                 f"scales must have the int8 codes {name!r}, got {', '.join(scales) or 'none'}"
             )
+        _check_scales(name, tensor, scales[name])
     elif tensor.dtype not in FLOATS:
         raise InputError(
             f"parameter {name!r} must be float32, bfloat16, float16 or int8, got {tensor.dtype}"
@@ -51,6 +52,21 @@ def check_trained(name: str, tensor: Tensor, scales: Mapping[str, Tensor]) -> No
             f"parameter {name!r} must be contiguous, got shape {tuple(tensor.shape)}, "
             f"strides {tensor.stride()}"
         )
+
+
+def _check_scales(name: str, codes: Tensor, scales: Tensor) -> None:
+    if scales.dtype != torch.float32 or scales.device != codes.device or not scales.is_contiguous():
+        raise InputError(
+            f"scales of {name!r} must be contiguous float32 on {codes.device} as the codes, got "
+            f"{scales.dtype} with strides {scales.stride()} on {scales.device}"
+        )
+    if codes.numel() and (scales.numel() == 0 or codes.numel() % scales.numel()):
+        raise InputError(
+            f"scales of {name!r} must be one per row, a divisor of the {codes.numel()} codes, "
+            f"got {scales.numel()}"
+        )
+    if bad := scales[~(scales.isfinite() & (scales > 0))].tolist():
+        raise InputError(f"scales of {name!r} must be positive and finite, got {bad[0]}")
 
 
 def place(tensor: Tensor) -> tuple:

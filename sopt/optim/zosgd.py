@@ -53,8 +53,9 @@ class ZOSGD(ZerothOrderOptimizer):
             weights; exact. ``"inplace"``: the noise is taken off again; no memory, but float
             weights drift (:func:`~sopt.optim.precision_report` says by how much).
             ``"blocks"``: each module of ``module`` computes with perturbed weights of its own;
-            exact, memory of the largest; what reads weights outside of their module's forward
-            does not see the perturbation. int8 codes are exact in place, whatever is chosen.
+            exact, memory of the largest with those around it; what reads weights outside of their
+            module's forward does not see the perturbation. int8 codes are exact in place, whatever
+            is chosen.
         momentum: :math:`\mu` in [0, 1); not for int8 codes.
         weight_decay: :math:`\lambda`, decoupled; not for int8 codes.
         clip: Bound of :math:`|g_n|`; None for none.
