@@ -244,6 +244,7 @@ def test_parameters():
     view = nn.Parameter(weight.detach())
     for named, message in (
         ([weight], r"must be \(name, parameter\) pairs"),
+        ([{"params": [("w", weight)]}, {"params": []}], "at least one parameter, got none"),
         ([("w", frozen)], "parameter 'w' must require grad"),
         ([("w", nn.Parameter(torch.ones(2, dtype=torch.float64)))], "'w' must be float32"),
         ([("w", nn.Parameter(torch.ones(2, 3).t()))], "'w' must be contiguous"),

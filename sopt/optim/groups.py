@@ -46,6 +46,8 @@ class TrainedGroups(torch.optim.Optimizer, ABC):
                 setting is out of range.
         """
         pairs = list(param_group["params"])
+        if not pairs:
+            raise InputError("params of a group must be at least one parameter, got none")
         if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
             raise InputError(
                 "params must be (name, parameter) pairs as of model.named_parameters(), "
