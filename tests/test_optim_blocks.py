@@ -64,17 +64,32 @@ def test_what_a_module_returns_of_its_weights_stays_perturbed(what, of):
     assert not torch.equal(model.returning.weight, first.returning.weight)
 
 
-def test_parametrized_weights_are_perturbed():
-    first, results = model_of(), []
-    parametrize.register_parametrization(first[0], "weight", nn.Identity())
+@pytest.mark.parametrize("before", [True, False])
+def test_parametrized_weights_are_perturbed(before):
+    """Also those that are after the optimizer was made: the same parameters, one module deeper."""
+    results = []
     for restore in ("copy", "blocks"):
-        model = copy.deepcopy(first)
+        model = model_of()
+        named = list(model.named_parameters())
+        if before:
+            parametrize.register_parametrization(model[0], "weight", nn.Identity())
         module = model if restore == "blocks" else None
-        optimizer = ZOSGD(model.named_parameters(), 0.01, EPS, restore=restore, module=module)
+        optimizer = ZOSGD(named, 0.01, EPS, restore=restore, module=module)
+        if not before:
+            parametrize.register_parametrization(model[0], "weight", nn.Identity())
         losses = [optimizer.step(lambda m=model: loss_of(m)).item() for _ in range(3)]
         results.append((losses, bits(model)))
     assert results[0][0] == results[1][0]
     assert same(results[0][1], results[1][1])
+
+
+def test_outputs_without_one_memory_pass():
+    """A nested tensor has none to ask for."""
+    model = nn.Sequential(nn.Linear(8, 4))
+    optimizer = ZOSGD(model.named_parameters(), 0.01, EPS, restore="blocks", module=model)
+    rows = torch.nested.nested_tensor([torch.ones(2, 8), torch.ones(3, 8)], layout=torch.jagged)
+    optimizer.step(lambda: model(rows).values().square().mean())
+    assert optimizer.steps == 1
 
 
 def replica_of(module):

@@ -150,6 +150,22 @@ def test_after_an_update_that_failed_midway_no_step_follows(
     assert same(bits(sopt.replay(model_of(), log)), bits(model))
 
 
+def test_a_shared_step_that_failed_can_be_done_after_loading_the_one_before(monkeypatch):
+    model, store = model_of(), torch.distributed.HashStore()
+    exchange = Exchange(store, 0, 2, timeout=0.01)
+    optimizer = ZOAdam(model.named_parameters(), 0.01, EPS, exchange=exchange)
+    optimizer.step(lambda: loss_of(model))
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros_like", fails_at(1, torch.zeros_like))
+        with pytest.raises(torch.OutOfMemoryError):
+            optimizer.step(lambda: loss_of(model))
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    optimizer.step(lambda: pytest.fail("evaluated a decided step"))
+    assert optimizer.steps == 2
+
+
 def test_a_replay_that_failed_midway_does_not_go_on(tmp_path, monkeypatch):
     log = tmp_path / "run.zolog"
     optimizer = adam(model := model_of(), log)
@@ -191,11 +207,16 @@ def test_nothing_has_changed_if_an_update_has_no_memory(how, module, op, monkeyp
             raise torch.OutOfMemoryError
         return kernel(*arguments, **options)
 
-    monkeypatch.setattr(module, op, call)
-    with pytest.raises(torch.OutOfMemoryError):
-        training.step(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, op, call)
+        with pytest.raises(torch.OutOfMemoryError):
+            training.step(1)
     assert same(training.state(), start)
     assert training.optimizer.steps == 0
+    training.step(1)  # so that the step can be tried again
+    again = Training(how, noise="rademacher")
+    again.step(1)
+    assert same(training.state(), again.state())
 
 
 @pytest.mark.parametrize("times", [1, 9])

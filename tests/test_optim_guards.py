@@ -114,16 +114,16 @@ def test_perturbations_without_effect_are_told(caplog):
     codes.register_buffer("codes", torch.ones(4, 4, dtype=torch.int8))
     scales = {"codes": torch.full((4,), 0.01)}
     optimizer = ZOSGD(codes.named_buffers(), 0.0, 0.02, scales=scales, noise="rademacher")
-    for moved in (False, True):
+    for moved, factor, enabled, told in [
+        (False, 1.0, True, 0), (True, 1.0, False, 0), (True, math.inf, True, 0),
+        (True, 1.0, True, 1), (True, 1.0, True, 0),
+    ]:  # fmt: skip
         if moved:
             codes._apply(torch.clone)  # as .to() does
-        for enabled in (True, False):
-            caplog.clear()
-            optimizer.param_groups[0]["enabled"] = enabled
-            optimizer.step(lambda: (codes.codes * noise((4, 4), 1, "slope")).sum())
-            assert ("equal to the last bit; was the model moved" in caplog.text) == (
-                moved and enabled
-            )
+        caplog.clear()
+        optimizer.param_groups[0]["enabled"] = enabled
+        optimizer.step(lambda x=factor: x * (codes.codes * noise((4, 4), 1, "slope")).sum())
+        assert caplog.text.count("equal to the last bit; was the model moved") == told
 
 
 def test_drift_in_16_bits_is_told(caplog):

@@ -12,6 +12,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_models import EPS, bits, loss_of, model_of, same
@@ -203,7 +204,8 @@ def test_a_second_training_of_a_program_knows_nothing_of_the_first(monkeypatch):
 
 @pytest.mark.parametrize("other", [
     {"seed": 1}, {"noise": "rademacher"}, {"model": 1}, {"estimator": "one-sided"},
-    {"lr": 0.02}, {"eps": 2 * EPS}, {"clip": 1.0}, {"weight_decay": 0.1}, {"momentum": 0.9},
+    {"lr": 0.02}, {"eps": 2 * EPS}, {"clip": np.float32(1)}, {"weight_decay": 0.1},
+    {"momentum": 0.9}, {"num_perturbations": 2},
 ])  # fmt: skip
 def test_processes_that_do_not_train_the_same_are_told_before_a_loss(other, tmp_path):
     store = torch.distributed.HashStore()
@@ -325,7 +327,7 @@ def test_a_training_that_goes_back_needs_a_new_exchange(world):
     optimizer.load_state_dict(saved[1])
     steps(model, optimizer, 2)  # not back
     optimizer.load_state_dict(saved[1])
-    with pytest.raises(InputError, match="goes back to step 2, got one that has decided step 4"):
+    with pytest.raises(InputError, match="goes back to step 2, got one by which step 4 was done"):
         optimizer.step(lambda: pytest.fail("evaluated"))
     other = model_of()
     optimizer = ZOSGD(other.named_parameters(), 0.01, EPS, exchange=alone("second"))

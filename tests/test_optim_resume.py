@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_models import EPS, bits, loss_of, model_of, same
 
+import sopt
 from sopt.errors import InputError
 from sopt.optim import ZOSGD, Exchange, SeedLog, ZOAdam, optimizer, restore, zoadam, zosgd
 
@@ -58,10 +59,24 @@ def test_a_resume_broken_off_by_ctrl_c_goes_on(name, module, passes, tmp_path, m
         if resumed.steps < 10:
             with pytest.raises(InputError, match=r"resume\(\) must be called again before a step"):
                 resumed.step(lambda: pytest.fail("evaluated"))
-            assert resumed.resume() == 10
+        assert resumed.resume() == 10  # also if it came in the last pass
         assert same(bits(model), end)
         assert log.read_bytes() == whole
     assert sorted(set(reached)) == list(passes)
+
+
+def test_a_pass_of_a_replay_ends_where_settings_change(tmp_path, monkeypatch):
+    """One pass over memory has one decay: Ctrl-C would wait for as many as there are."""
+    model, log = model_of(), tmp_path / "run.zolog"
+    optimizer = ZOSGD(model.named_parameters(), 0.01, EPS, weight_decay=0.1, log=log)
+    for step in range(6):
+        optimizer.param_groups[0]["lr"] = 0.01 if step < 4 else 0.005
+        optimizer.step(lambda s=step: loss_of(model, s))
+    again, updates = ZOSGD(model_of().named_parameters(), 0.01, EPS), []
+    monkeypatch.setattr(again, "_apply", lambda chunk: updates.append([u.step for u in chunk]))
+    again.replay(SeedLog(log))
+    assert updates == [[1, 2, 3, 4], [5, 6]]
+    assert same(bits(sopt.replay(model_of(), log)), bits(model))
 
 
 def test_a_log_takes_no_step_but_the_next(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_models import EPS, batch, bits, loss_of, model_of, same
 from torch.nn.functional import mse_loss
+from transformers import BatchEncoding
 
 from sopt.errors import InputError
 from sopt.integrations.transformers import ZerothOrderMixin
@@ -57,6 +58,26 @@ def test_a_micro_batch_is_a_step_of_its_loss(gpus):
 
     optimizer.step(loss)
     assert same(bits(model), bits(expected))
+
+
+@pytest.mark.parametrize("given", [BatchEncoding(inputs()), tuple(inputs().values())])
+def test_a_batch_keeps_its_type(given):
+    """A compute_loss of the user's may read ``inputs.x``, or have a tuple."""
+
+    class Own(Trainer):
+        def compute_loss(self, model, inputs):
+            x, y = inputs if isinstance(inputs, tuple) else (inputs.x, inputs.pop("labels"))
+            return mse_loss(model(x), y)
+
+    results = []
+    for kind, batches in ((Own, given), (Trainer, inputs())):
+        model = model_of()
+        trainer = kind(model)
+        trainer.training_step(model, batches)
+        trainer.optimizer.step()
+        results.append(bits(model))
+    assert len(given) == 2  # the labels are there
+    assert same(*results)
 
 
 def test_a_trainer_of_several_processes_needs_an_exchange():

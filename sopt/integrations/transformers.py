@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 from torch import Tensor
@@ -50,7 +51,7 @@ class ZerothOrderMixin:
 
         def closure() -> Tensor:
             with self.compute_loss_context_manager():
-                loss = self.compute_loss(model, {**inputs})  # which may take the labels out
+                loss = self.compute_loss(model, copy(inputs))  # which may take the labels out
             return loss.mean() if self.args.n_gpu > 1 else loss  # one of each GPU
 
         return optimizer.accumulate(closure) / self.current_gradient_accumulation_steps

@@ -75,7 +75,7 @@ class BlockWeights(Weights):
             return
         call: list[Tensor] = []
         self._calls.append(call)  # before an error, which torch tells _restore of
-        if not own.keys() <= {*block.parameters(False)}:
+        if not own.keys() <= {*block.parameters()}:  # a parametrization has moved them down
             raise InputError(
                 "module must compute with the trained parameters where restore='blocks', but "
                 f"{name!r} has others (nn.DataParallel computes with copies)"
@@ -91,7 +91,8 @@ class BlockWeights(Weights):
             call.append(p)
 
     def _restore(self, _: nn.Module, __: Any, output: Any) -> Any:
-        """After it; what it returns of its weights, they themselves or views, stays perturbed."""
+        """After it; what it returns of its weights, they themselves or views, stays perturbed where
+        torch's pytree sees it, as in tuples, lists and dictionaries."""
         call = self._calls.pop() if self._calls else []
         scratch = set(map(_memory, call))
 
@@ -169,7 +170,7 @@ def _remove(hooks: Sequence[RemovableHandle]) -> None:
 def _memory(x: Tensor) -> int | None:
     try:
         return x.untyped_storage().data_ptr()
-    except NotImplementedError:  # a sparse one, or one of torch.func
+    except RuntimeError:  # a sparse one, a nested one, or one of torch.func
         return None
 
 

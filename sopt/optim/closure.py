@@ -58,14 +58,17 @@ def evaluate(closure: Callable[[], Tensor | float], weights: Sequence[Tensor]) -
     return scalar.detach().reshape(())
 
 
-def warn_of_equal(step: int, plus: Tensor, minus: Tensor) -> None:
-    """A warning where no perturbation of a step had an effect on its losses."""
-    if len(plus) and torch.equal(plus, minus):
+def without_effect(step: int, plus: Tensor, minus: Tensor) -> bool:
+    """Whether no perturbation of a step had an effect on its losses; a warning says so."""
+    equal = len(plus) > 0 and bool(plus.isfinite().all()) and torch.equal(plus, minus)
+    if equal:
         logger.warning(
             "step %d: the two losses of every direction are equal to the last bit; was the model "
-            "moved or a weight replaced after the optimizer was made, or is eps too small?",
+            "moved or a weight replaced after the optimizer was made, is eps too small, or can the "
+            "loss have few values only? Further such steps are not told",
             step,
         )
+    return equal
 
 
 @cache

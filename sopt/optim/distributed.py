@@ -89,7 +89,7 @@ class Exchange:
         self._store, self._share = store, share
         self._timeout, self._check_every = timeout, check_every
         self._alive = list(range(world_size))  # who was in the last decision
-        self._last = 0  # the step of that
+        self._last = 0  # step that was done through this exchange
 
     @classmethod
     def from_environment(cls, **options: object) -> Exchange:
@@ -121,13 +121,13 @@ class Exchange:
         """Compare what a training is with that of who first went on after ``step``.
 
         Raises:
-            InputError: They differ; or a later step was decided through this exchange, whose losses
+            InputError: They differ; or a later step was done through this exchange, whose losses
                 would be taken for those of that step done again.
         """
         if step < self._last:
             raise InputError(
                 f"exchange must be a new one where a training goes back to step {step}, got one "
-                f"that has decided step {self._last}"
+                f"by which step {self._last} was done"
             )
         if self.world_size == 1:
             return
@@ -184,7 +184,7 @@ class Exchange:
             # The leader waits for the others as long; twice that means that it is gone.
             decided = self._get(f"{step}", 2 * self._timeout)
             if decided is not None:
-                return self._read(step, decided)
+                return self._read(decided)
         return self._decide(step, own, wait=leads)
 
     def decision(self, step: int) -> list[Row] | None:
@@ -192,7 +192,11 @@ class Exchange:
         if self.world_size == 1 or not self._has(f"{step}"):
             return None
         decided = self._get(f"{step}", self._timeout)
-        return None if decided is None else self._read(step, decided)
+        return None if decided is None else self._read(decided)
+
+    def done(self, step: int) -> None:
+        """The step's losses are in the weights."""
+        self._last = step
 
     def checks(self, step: int) -> bool:
         return step % self._check_every == 0
@@ -234,10 +238,9 @@ class Exchange:
         ]
         ranks = [] if len(posted) == self.world_size else sorted(posted)  # none stands for all
         header = struct.pack(f"<H{len(ranks)}H", len(ranks), *ranks)
-        return self._read(step, self._compare_set(f"{step}", header + b"".join(rows)))
+        return self._read(self._compare_set(f"{step}", header + b"".join(rows)))
 
-    def _read(self, step: int, decided: bytes) -> list[Row]:
-        self._last = step
+    def _read(self, decided: bytes) -> list[Row]:
         (count,) = struct.unpack_from("<H", decided)
         ranks = struct.unpack_from(f"<{count}H", decided, 2)
         self._alive = list(ranks or range(self.world_size))

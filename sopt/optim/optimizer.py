@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .closure import evaluate, warn_of_equal
+from .closure import evaluate, without_effect
 from .distributed import Row, losses_of, warn_of_others
 from .groups import TrainedGroups
 from .interrupts import uninterrupted
@@ -46,6 +46,7 @@ class ZerothOrderOptimizer(TrainedGroups):
         self._begun = False  # whether the log is open and other processes are known to agree
         self._pending: list[Tensor] = []  # (perturbations, 2) losses of each micro-batch
         self._torn = False  # whether an update failed that may have changed some of the weights
+        self._told = False  # of a step whose perturbations had no effect
         super().__init__(named_parameters, defaults, setup)
         shared = setup.log is not None or setup.exchange is not None
         if self.floats() and setup.restore == "inplace" and shared:
@@ -117,8 +118,10 @@ class ZerothOrderOptimizer(TrainedGroups):
             self._commit(update)
         finally:
             self._go_home()
-        if self.exchange is not None and self.exchange.checks(step):
-            self.exchange.check(step, self.digest())
+        if self.exchange is not None:
+            self.exchange.done(step)
+            if self.exchange.checks(step):
+                self.exchange.check(step, self.digest())
         return self._mean(rows)
 
     def resume(self) -> int:
@@ -133,7 +136,7 @@ class ZerothOrderOptimizer(TrainedGroups):
         Raises:
             InputError: The log is of other tensors, settings or first weights.
         """
-        if self._setup.log is None or (self.steps and not self._behind()):
+        if self._setup.log is None or self._begun or (self.steps and self._log is None):
             raise InputError("resume() needs log= and comes before the first step")
         log = self._log
         if log is None and Path(self._setup.log).exists():
@@ -195,7 +198,8 @@ class ZerothOrderOptimizer(TrainedGroups):
         """float32 tensors of a parameter that an update needs in its state; zero at first."""
 
     @abstractmethod
-    def _update_weights(self, weights: Weights, updates: Sequence[Update]) -> None: ...
+    def _update_weights(self, weights: Weights, updates: Sequence[Update]) -> None:
+        """Apply consecutive updates that have the same settings."""
 
     # The step.
 
@@ -204,7 +208,8 @@ class ZerothOrderOptimizer(TrainedGroups):
         if self._torn:
             raise RuntimeError(
                 f"weights are between step {self.steps} and the next, whose update failed: load "
-                "those of a checkpoint and its state_dict, or begin anew with resume()"
+                "those of a checkpoint and its state_dict, or the first ones into a model of which "
+                "a new optimizer resumes the log"
             )
         for group in self.param_groups:  # schedulers change them between steps
             self._check_group(group, group["params"])
@@ -221,10 +226,15 @@ class ZerothOrderOptimizer(TrainedGroups):
             raise InputError("resume() must be called again before a step, as it was broken off")
         if self.exchange is not None:
             settings = [
-                (*astuple(self._settings(group)), float(self._factor(group)), group["clip"])
+                (
+                    *astuple(self._settings(group)),
+                    float(self._factor(group)),
+                    None if group["clip"] is None else float(group["clip"]),
+                )
                 for group in self.param_groups
             ]
-            same = {"sides": self._setup.sides, "settings": settings}
+            counts = [self._setup.sides, self._setup.num_perturbations]
+            same = {"counts": counts, "settings": settings}
             self.exchange.agree(self.steps, {**self.header(), **same})
         else:
             warn_of_others()
@@ -275,8 +285,8 @@ class ZerothOrderOptimizer(TrainedGroups):
     def _update_of(self, step: int, rows: Sequence[Row]) -> Update:
         settings = [self._settings(group) for group in self.param_groups]
         plus, minus = losses_of(rows).unbind(1)
-        if any(now.enabled for now in settings):
-            warn_of_equal(step, plus, minus)
+        if not self._told and any(now.enabled for now in settings):
+            self._told = without_effect(step, plus, minus)
         columns = []
         for group, now in zip(self.param_groups, settings, strict=True):
             slopes = (plus - minus) / (self._setup.sides * now.eps)
@@ -324,12 +334,17 @@ class ZerothOrderOptimizer(TrainedGroups):
                 self.skipped += sum(update.skipped for update in chunk)
 
     def _passes(self, updates: Iterable[Update]) -> Iterator[list[Update]]:
-        """Those after ``steps``, divided: floats without a state take many in one pass."""
-        done, chunk = self.steps, []
+        """Those after ``steps``, divided: floats without a state take many in one pass, as long as
+        the settings stay."""
+        done = self.steps
+        chunk: list[Update] = []
         codes = any(isinstance(weights, Codes) for weights in self._parts())
         for update in updates:
             if update.step <= done:
                 continue
+            if chunk and update.settings != chunk[-1].settings:
+                yield chunk
+                chunk = []
             chunk.append(update)
             alone = codes or any(map(self._buffers, update.settings))
             if alone or len(chunk) == REPLAYED_AT_ONCE:
@@ -350,12 +365,18 @@ class ZerothOrderOptimizer(TrainedGroups):
                         )
 
     def _apply(self, updates: Sequence[Update]) -> None:
-        self._torn = True
-        for weights in self._parts():
-            enabled = [u for u in updates if u.settings[weights.group].enabled]
-            if enabled:
-                self._update_weights(weights, enabled)
-        self._torn = False
+        changed = False
+        try:
+            for weights in self._parts():
+                enabled = [u for u in updates if u.settings[weights.group].enabled]
+                if enabled:  # in one write, which has its memory before; with a state in several
+                    states = any(self._buffers(u.settings[weights.group]) for u in enabled)
+                    changed = changed or states
+                    self._update_weights(weights, enabled)
+                    changed = True
+        except BaseException:
+            self._torn = changed
+            raise
 
     def _go_home(self) -> None:
         with uninterrupted():  # the second Ctrl-C

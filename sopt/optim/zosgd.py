@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -154,12 +153,12 @@ class ZOSGD(ZerothOrderOptimizer):
             for update in updates:
                 weights.update(self._setup.terms([update], group))
             return
-        for settings, run in groupby(updates, key=lambda update: update.settings[group]):
-            if settings.momentum:
-                for update in run:
-                    self._update_with_momentum(weights, settings, update)
-            else:
-                weights.update(self._setup.terms(list(run), group))
+        settings = updates[0].settings[group]
+        if settings.momentum:
+            for update in updates:
+                self._update_with_momentum(weights, settings, update)
+        else:
+            weights.update(self._setup.terms(updates, group))
 
     def _update_with_momentum(
         self, weights: Weights, settings: GroupSettings, update: Update
