@@ -22,12 +22,12 @@ from sopt.evaluation.tiny.benchmark import (
     run_missing,
 )
 from sopt.evaluation.tiny.lines import read_lines
-from sopt.evaluation.tiny.methods import METHODS
+from sopt.evaluation.tiny.methods import LR, METHODS, ZO_LR
 from sopt.evaluation.tiny.running import Protocol
 
 FILE = RESULTS / "tiny_equal.jsonl"
 PROTOCOL = Protocol(STEPS, IMAGES_PER_PROMPT, SAMPLING_STEPS)
-RATES = {"lr": 2.5e-4, "zo_lr": 0.01}
+RATES = {"lr": LR, "zo_lr": ZO_LR}
 
 
 def main() -> None:

@@ -113,7 +113,9 @@ def variants(rows: Rows) -> list[str]:
         [*which, ", ".join(f"{rate}: {mean(x):.5f}" for rate, x in rates.items() if len(x) == 2)]
         for which, rates in sorted(trials.items())
     ]
-    text = table(["variant", "lr", "loss by zo_lr, mean over subjects"], lines)
+    subjects = len({key.split(",")[3] for key in rows["search"]})
+    heads = ["variant", "lr", f"loss by zo_lr, mean over {subjects} subjects, one seed"]
+    text = table(heads, lines)
     return text + verdict(rows["verdict"])
 
 

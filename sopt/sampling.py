@@ -233,5 +233,8 @@ def adapter_file(adapter: Any) -> Path:
     name = DIFFUSERS_FILE if token is None else f"{token}.safetensors"
     file = path / (DIFFERENCE if trained in INT8_TRAINED else name)
     if not file.is_file():
-        raise InputError(f"adapter: the folder {path} has no {file.name}")
+        why = f"the folder {path} has no {file.name}"
+        if settings:
+            why += ", as its run is not finished: the same command, or sopt.train, goes on with it"
+        raise InputError(f"adapter: {why}")
     return file

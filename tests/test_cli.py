@@ -162,7 +162,7 @@ def test_train_then_generate(workplace, quick, capsys):
     assert cli.main(arguments) == 0
     printed = capsys.readouterr()
     assert "run/pytorch_lora_weights.safetensors" in printed.out
-    assert "sopt: warning: images: skipped in dog: notes.txt\n" in printed.err
+    assert "sopt: warning: images: skipped in dog: notes.txt (pictures are .jpg," in printed.err
     assert "\n2.png          1  a sks dog, lying\n" in printed.err
     assert not logging.getLogger("sopt").handlers
     figures = json.loads((workplace / "figures.json").read_text())

@@ -84,10 +84,10 @@ def test_figures_are_those_of_the_files(run_folder):
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        ("backprop-high", "40 steps of backprop, full size: mean"),
-        ("hollowed", "40 steps of backprop, full size: mean"),
-        ("backprop-low", "40 steps of backprop, reduced pictures: mean"),
-        ("zeroth-order", "40 steps of zeroth-order, full size: mean"),
+        ("backprop-high", "backprop, full size, 40 of all steps: mean"),
+        ("hollowed", "backprop, full size, 40 of all steps: mean"),
+        ("backprop-low", "backprop, reduced pictures, 40 of all steps: mean"),
+        ("zeroth-order", "zeroth-order, full size, 40 of all steps: mean"),
     ],
 )
 def test_runs_of_one_branch_are_called_what_they_are(tmp_path, method, expected):
@@ -200,6 +200,8 @@ def test_several_runs_are_compared(tmp_path, monkeypatch, capsys):
         assert text in page.words
     assert [article["id"] for article in page.all("article")] == ["run-1", "run-2"]
     assert len(page.all("img")) == 8  # side by side, and with each run
+    with pytest.raises(InputError, match=r"output must be a \.html file, got 'both\.pdf'"):
+        write_report(["one/dog", "two/dog"], "both.pdf")
 
 
 def test_every_log_axis_has_two_ticks():

@@ -82,7 +82,7 @@ def test_pictures_that_changed_are_left_out(tmp_path, photos, change):
 def test_without_a_checkpoint_they_are_left_out(tmp_path, photos):
     page = page_of(write_report([save_run(tmp_path / "dog", images=str(photos))]))
     assert not subjects(page)
-    assert "No pictures of the subject: there is no checkpoint" in page.words
+    assert "No pictures of the subject: without a checkpoint nothing says" in page.words
 
 
 def test_of_objects_there_is_no_picture(tmp_path):

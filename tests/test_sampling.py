@@ -234,6 +234,9 @@ def test_a_bad_adapter_file_is_refused(model, tmp_path, run_folder):
     ]:
         with pytest.raises(InputError, match=message):
             generate(model, adapter, prompt=PROMPT)
+    (tmp_path / "config.yaml").write_text(RUN.format("tiny"))
+    with pytest.raises(InputError, match=f"has no {DIFFUSERS_FILE}, as its run is not finished"):
+        generate(model, tmp_path, prompt=PROMPT)
 
 
 def test_pictures_that_are_not_finite_are_refused(model, tmp_path, run_folder):

@@ -15,7 +15,7 @@ from sopt.evaluation.tiny import running
 from sopt.evaluation.tiny.analysis import analyse
 from sopt.evaluation.tiny.benchmark import benchmark_tiny
 from sopt.evaluation.tiny.lines import append_line, read_lines
-from sopt.evaluation.tiny.methods import CEILING, FLOOR, METHODS, NAMES, TRIALS
+from sopt.evaluation.tiny.methods import CEILING, FLOOR, METHODS, NAMES, TRIALS, training_settings
 from sopt.evaluation.tiny.running import Protocol, passes, run_line
 from sopt.evaluation.tiny.scores import TUNING, make_task
 from sopt.evaluation.tiny.tuning import choose, merit
@@ -71,20 +71,30 @@ def test_a_torn_last_line_does_not_count_and_is_cut_off(tmp_path):
         assert file.read_text() == text
 
 
+def test_runs_without_a_search_have_rates_too_and_those_alone_that_it_chooses():
+    for name, method in METHODS.items():
+        if method.settings is not None:
+            own = training_settings(name, 400, {})
+            assert all(
+                training_settings(name, 400, each).keys() == own.keys() for each in method.trials
+            )
+            assert {"lr", "zo_lr"} & own.keys()
+
+
 def test_runs_that_are_there_are_not_done_again(fake_runs, tmp_path, caplog):
     caplog.set_level("INFO", logger="sopt")
     file = tmp_path / "r.jsonl"
     some = {"methods": ["none", "tap"], "seeds": [0, 1]}
     names = (CEILING, FLOOR, "none", "tap")  # fractions need both ends
     benchmark_tiny(file, **SMALL, **some, subjects=[0])
-    assert "8 runs to do, 0.02 core-hours expected" in caplog.text  # 8 x 10 s
+    assert "8 runs to do, 1.3 core-minutes expected" in caplog.text  # 8 x 10 s
     found = benchmark_tiny(file, **SMALL, **some, subjects=[0, 1])
     assert [each[:3] for each in fake_runs] == [
         *((name, 0, seed) for seed in (0, 1) for name in names),
         *((name, 1, seed) for seed in (0, 1) for name in names),
     ]
     # The expectation of the second rests on the lines of the first, 4 s each.
-    assert "8 runs to do, 0.01 core-hours expected" in caplog.text
+    assert "8 runs to do, 0.5 core-minutes expected" in caplog.text
     assert len(found) == 16
     assert len(read_lines(file)) == 16
     benchmark_tiny(file, **SMALL, **some, subjects=[0])

@@ -323,5 +323,7 @@ def test_pictures_that_had_to_be_enlarged_are_told(settings, caplog):
     with caplog.at_level(logging.WARNING):
         sopt.train(**settings)
     (told,) = (each.getMessage() for each in caplog.records if "enlarged" in each.msg)
-    assert told.startswith("1 of 3 pictures are enlarged to 64 pixels")
+    assert told.startswith(
+        "enlarged to 64 pixels, and the model learns their blur: 1 of 3 pictures"
+    )
     assert told.endswith("the smallest is image-2 with 20")

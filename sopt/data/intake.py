@@ -69,7 +69,9 @@ def load_pictures(
     except InputError as error:
         raise InputError(f"{argument}: {error}") from error
     for skipped in intake.skipped:
-        warnings.warn(f"{argument}: skipped in {skipped}", stacklevel=2)
+        warnings.warn(
+            f"{argument}: skipped in {skipped} (pictures are {list_formats()} files)", stacklevel=2
+        )
     if intake.masked:
         listed = list_names(Path(), intake.masked)
         warnings.warn(
@@ -106,8 +108,8 @@ def warn_of_enlarging(pictures: Sequence[Picture], side: int) -> None:
     if small:
         smallest, name = min(small)
         logger.warning(
-            "%d of %d pictures are enlarged to %d pixels, and the model learns their blur; the "
-            "smallest is %s with %d", len(small), len(pictures), side, name, smallest,
+            "enlarged to %d pixels, and the model learns their blur: %d of %d pictures; the "
+            "smallest is %s with %d", side, len(small), len(pictures), name, smallest,
         )  # fmt: skip
 
 

@@ -50,6 +50,8 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
     if output is None:
         output = read[0].path / REPORT if len(read) == 1 else Path("comparison.html")
     file = Path(output)
+    if file.suffix != ".html":
+        raise InputError(f"output must be a .html file, got {str(file)!r}")
     text = page(read)
     try:
         if file.is_dir() or (file.exists() and not is_report(file)):
@@ -154,7 +156,9 @@ def _figures(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
         "peak of tensors": [
             readable(max(run.peaks.values())) if run.peaks else "–" for run in runs
         ],
-        "time": [sections.duration(sum(run.seconds.values())) for run in runs],
+        "time": [
+            sections.duration(sum(run.seconds.values())) if run.seconds else "–" for run in runs
+        ],
     }
     for branch, words in sections.branch_names(*runs).items():
         rows[f"loss of the last tenth, {words}"] = [_last_loss(run, branch) for run in runs]
@@ -168,7 +172,11 @@ def _figures(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
         element("tr", element("th", name, scope="row"), *(element("td", each) for each in values))
         for name, values in rows.items()
     ]
-    return element("div", element("table", head, *lines), class_="wide")
+    note = "Losses of two branches, or two schedules, do not compare: they are of other timesteps."
+    return join(
+        element("div", element("table", head, *lines), class_="wide"),
+        element("p", note, class_="quiet"),
+    )
 
 
 def _last_loss(run: RunFiles, branch: str) -> str:
@@ -191,8 +199,10 @@ def _peaks(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup | None:
 
 
 def _times(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup | None:
-    totals = [sum(run.seconds.values()) for run in runs]
-    rows = [(n, t, sections.duration(t)) for n, t in zip(names, totals, strict=True)]
+    totals = [(n, sum(run.seconds.values())) for n, run in zip(names, runs, strict=True)]
+    rows = [(name, total, sections.duration(total)) for name, total in totals if total]
+    if not rows:
+        return None
     return sections.chart("Time", bars(rows, "Time by run", sections.listed(rows)))
 
 

@@ -30,7 +30,7 @@ def photos(run: RunFiles) -> Markup:
         if is_described(run.settings.get("images")):
             why = "they were given as objects"
         elif run.subjects is None:
-            why = "there is no checkpoint, which knows them from others"
+            why = "without a checkpoint nothing says whether they are the same"
         else:
             why = "they are not where the run found them, or have changed since"
         return element("p", f"No pictures of the subject: {why}.", class_="quiet")

@@ -84,7 +84,7 @@ def losses(run: RunFiles) -> Markup | None:
             marks += [frame.dots(thinned(points, MOST_POINTS), branch)]
             marks += [frame.line(thinned(smooth, MOST_OF_A_LINE), branch)]
             words.append(
-                f"{len(points)} steps of {names[branch]}: mean of the first tenth "
+                f"{names[branch]}, {len(points)} of all steps: mean of the first tenth "
                 f"{mean_of_tenth(points, 0):.4g}, of the last {mean_of_tenth(points, -1):.4g}"
             )
             keys.append(key(branch, names[branch]))

@@ -52,7 +52,8 @@ def benchmark_tiny(
         steps: Of a LoRA; a token has 7.5 times as many.
         images_per_prompt, sampling_steps: Of the pictures that are scored.
         tuning: A file of the search, which is completed first for these methods: six trials of
-            each on two other subjects. Without it methods have their default settings.
+            each on two other subjects. Without it LoRAs have the learning rates that the search
+            chose for most of them, and tokens those it chose for them (:mod:`~.methods`).
 
     Returns:
         The lines of these methods, subjects and seeds, those of ceiling and floor first.
@@ -109,7 +110,7 @@ def run_missing(file: Path, protocol: Any, runs: Iterable[tuple[Key, Mapping[str
         return
     expected = _expected({key[0] for key, _ in missing}, protocol, lines)
     total = sum(expected[key[0]] for key, _ in missing)
-    logger.info("%d runs to do, %.2f core-hours expected; %s", len(missing), total / 3600, file)
+    logger.info("%d runs to do, %s expected; %s", len(missing), _core_time(total), file)
     with tqdm(
         total=round(total),
         unit="core-s",
@@ -130,16 +131,25 @@ def _expected(
     """Core-seconds of a run of each method: of its earlier lines, or from a short run."""
     from .running import estimate
 
+    methods = sorted(methods)
     known: dict[str, list[float]] = {}
     for line in lines:
         if line["protocol"] == asdict(protocol):
             known.setdefault(line["method"], []).append(line["core_seconds"])
+    if any(method not in known for method in methods):
+        logger.info("measuring in short runs how long one takes here")
     return {
         method: sum(known[method]) / len(known[method])
         if method in known
         else estimate(method, protocol)
-        for method in sorted(methods)
+        for method in methods
     }
+
+
+def _core_time(seconds: float) -> str:
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.1f} core-minutes"
+    return f"{seconds / 3600:.1f} core-hours"
 
 
 def _identity(line: Mapping[str, Any]) -> tuple[Key, Any, Any]:

@@ -41,9 +41,12 @@ class Observation:
     gain: Mapping[str, float] | None = None  # must be above 0 for the sum to mean anything
 
     def verdict(self, found: Interval | None, gain: Interval | None) -> str:
-        """ "holds" or "does not hold" where the whole interval says so, else "undecided"."""
-        if found is None or found.low is None or found.high is None:
-            return "undecided"
+        """ "holds" or "does not hold" where the whole interval says so, else "undecided"; and what
+        is missing for an interval."""
+        if found is None:
+            return "not run"
+        if found.low is None or found.high is None:
+            return "undecided: one subject"
         if self.gain is not None and (gain is None or gain.low is None or gain.low <= 0):
             return "undecided: what it is compared with may gain nothing"
         if found.low > 0:

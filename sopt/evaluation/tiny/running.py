@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -130,14 +132,27 @@ def _train(task: Task, method: Method, seed: int, settings: Mapping[str, Any], f
         if method.token:  # ZOODiP's captions describe all but the subject; DreamBooth has none
             (photos / f"{index}.txt").write_text(caption)
     forget()
-    return train(
-        images=str(photos),
-        prompt=f"a {words}",
-        output=str(folder / "run"),
-        seed=seed,
-        **own,
-        **settings,
-    )
+    with _quiet():
+        return train(
+            images=str(photos),
+            prompt=f"a {words}",
+            output=str(folder / "run"),
+            seed=seed,
+            **own,
+            **settings,
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the captions of the pictures, which every run would tell again."""
+    package = logging.getLogger("sopt")
+    level = package.level
+    package.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        package.setLevel(level)
 
 
 def draw_prompts(
