@@ -228,7 +228,7 @@ def test_pictures_are_drawn_as_leanly_as_the_run_was_trained(settings, monkeypat
         ({"subjects": ["dog"]}, "unknown subject 'dog'"),
         ({"subjects": []}, "subjects must name at least one"),
         ({"data": "none"}, "data: there is no folder none"),
-        ({"clip": "none"}, "clip 'none' is no folder"),
+        ({"clip": "none"}, "clip 'none': there is no such folder"),
         ({"resolution": 65}, "resolution must be a multiple"),
         (
             {"train": "token", "token": "<sks>", "initializer": "a", "subspace": False},

@@ -22,7 +22,7 @@ HELP = {
     "in the folder of images if not given",
     "rare_word": "the rare word that stands for the subject",
     "dino": "backbone of DINO and diversity: a folder that save_pretrained wrote, or a hub id",
-    "clip": "backbone of CLIP-I and CLIP-T, likewise",
+    "clip": "backbone of CLIP-I and CLIP-T, likewise, with its tokenizer",
     "batch_size": "pictures embedded, or drawn, at once",
     "device": "where to compute: cpu, cuda; the GPU if there is one, if not given",
     "data": "the dataset's folder, as downloaded",

@@ -115,7 +115,8 @@ def benchmark(
         rare_word: The rare word that is trained to mean the subject.
         sampling_steps, guidance, sampling_seed, batch_size: As ``generate``'s steps, guidance, seed
             and batch_size. DreamBooth's authors publish none, CustomConcept101's report several.
-        dino, clip: Backbones: folders that ``save_pretrained`` wrote, or hub ids.
+        dino, clip: Backbones: folders that ``save_pretrained`` wrote, of CLIP the model's and its
+            tokenizer's, or hub ids.
         **training: Settings of :func:`sopt.train` but images, prompt and output.
 
     Returns:

@@ -49,7 +49,8 @@ def evaluate(
             each picture's file, without ending, to its prompt; the folder's ``prompts.json`` if
             not given.
         rare_word: The rare word, taken out of the prompts.
-        dino, clip: Backbones: folders that ``save_pretrained`` wrote, or hub ids.
+        dino, clip: Backbones: folders that ``save_pretrained`` wrote, of CLIP the model's and its
+            tokenizer's, or hub ids.
         batch_size: Pictures embedded at once.
         device: Where to compute; the GPU if there is one, if not given.
 
