@@ -264,10 +264,15 @@ def test_pictures_and_prompts_must_match(backbones, tmp_path):
         ({"0": "a dog"}, "no prompt for the picture '1'"),
         ({"0": "a dog", "1": " "}, "must be texts that are not empty"),
         (7, "must be texts that are not empty"),
+        ("sks ", "must say more than the rare word 'sks', .* got 'sks '"),
+        ({"0": "a dog", "1": "sks"}, "must say more than the rare word 'sks', .* got 'sks'"),
         ("none.json", "cannot read none.json"),
     ]:
         with pytest.raises(InputError, match=message):
             sopt.evaluate(str(folder), real, prompts=prompts, **backbones)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"^references: the folder .*empty has no \.jpg"):
+        sopt.evaluate(str(folder), str(tmp_path / "empty"), prompts="a dog", **backbones)
     (folder / "0.jpg").write_bytes((folder / "0.png").read_bytes())
     with pytest.raises(InputError, match=r"cannot tell 0\.jpg and 0\.png apart"):
         sopt.evaluate(str(folder), real, prompts={"0": "a dog", "1": "a dog"}, **backbones)
@@ -280,6 +285,17 @@ def test_pictures_and_prompts_must_match(backbones, tmp_path):
         sopt.evaluate(Image.new("F", (8, 8), math.nan), real, prompts="a dog", **backbones)
     with pytest.raises(InputError, match="batch_size must be"):
         sopt.evaluate(real, real, prompts="a dog", batch_size=0, **backbones)
+
+
+@pytest.mark.parametrize("images", ["run", "run/samples"])
+def test_the_samples_of_a_run_are_refused(images, tmp_path, backbones):
+    """One of them is from before the training."""
+    save_pictures(tmp_path / "run" / "samples", 2)
+    sopt.evaluate(str(tmp_path / images), picture(1), prompts="a dog", **backbones)
+    settings = dict.fromkeys(("model", "images", "prompt", "output"), "x")
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps(settings))  # JSON is YAML
+    with pytest.raises(InputError, match=r"of a run, .* --adapter .*run`, or name .*after\.png"):
+        sopt.evaluate(str(tmp_path / images), picture(1), **backbones)
 
 
 def test_an_embedding_that_is_not_finite_is_refused(backbones, tmp_path):
@@ -305,7 +321,11 @@ def test_the_command_prints_and_writes_the_scores(backbones, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"clip_t      {scores['clip_t']:.4f}" in printed
     assert backbones["dino"] in printed
+    assert "of          images 2, references 2, prompts 1\n" in printed
     # Two pictures against themselves: two pairs of cosine 1, and twice the pair that is apart.
     assert scores["dino"] == pytest.approx(1 - scores["diversity"] / 2, abs=1e-6)
+    (folder / "prompts.json").write_text(json.dumps({"0": "a sks dog", "1": "a red sks dog"}))
+    assert cli.main(list(map(str, arguments[:-2]))) == 0
+    assert "diversity   - (needs two pictures of a prompt)\n" in capsys.readouterr().out
     assert cli.main(["evaluate"]) == 2
     assert capsys.readouterr().err.startswith("sopt: images is missing")

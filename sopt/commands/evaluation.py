@@ -54,8 +54,10 @@ def evaluate(options: dict[str, Any]) -> None:
     scores = score(**options)
     write_json(file, scores)
     for name in ("dino", "clip_i", "clip_t", "diversity"):
-        value = "-" if scores[name] is None else f"{scores[name]:.4f}"
-        print(f"{name:12}{value}")
+        none = "- (needs two pictures of a prompt)"
+        print(f"{name:12}{none if scores[name] is None else f'{scores[name]:.4f}'}")
+    counts = ", ".join(f"{name} {scores[name]}" for name in ("images", "references", "prompts"))
+    print(f"{'of':12}{counts}")
     for name, backbone in scores["backbones"].items():
         print(f"{name + ' by':12}{backbone['name']}")
 

@@ -224,7 +224,7 @@ def _subject(
 
     own = _of_subject(subject, protocol, output)
     folder = output / subject.name
-    references = subject_pictures(str(subject.folder), "real")
+    references = subject_pictures(str(subject.folder), "real", "data")
     asked = {
         "training_prompt": own["prompt"],
         "prompts": list(protocol.prompts(subject)),
@@ -237,7 +237,7 @@ def _subject(
     run = train(**own, **training)
     prompts = _draw(subject, protocol, run.config, run.adapter, folder)
     drawn = group_by_prompt(
-        subject_pictures(str(folder / SAMPLES), "drawn"), prompts, protocol.rare_word
+        subject_pictures(str(folder / SAMPLES), "drawn", "output"), prompts, protocol.rare_word
     )
     rows = [[picture.image for picture in references]]
     rows += [[picture.image for picture in pictures] for _, pictures in drawn]
