@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from .resolution import resolve
 from .run_folder import Run, RunFolder, picture_fingerprint
 from .sampling import generate, png_bytes
 from .schedules import make_schedule
+from .settings_file import settings_of_run
 from .steps.draws import draw_step
 from .text_files import checksum
 from .token.words import check_captions, learn_word, warn_of_rounding
@@ -116,6 +118,7 @@ def prepare(**settings: Any) -> tuple[TrainConfig, Model, list[Picture]]:
     """
     config = TrainConfig.create(**settings)
     pictures = _load_pictures(config)
+    _check_apart(config, pictures)
     model = open_model(config.model)
     config = TrainConfig.create(family=model.family, **settings)
     take_gpu(config.device)
@@ -145,6 +148,18 @@ def _load_pictures(config: TrainConfig) -> list[Picture]:
             "or reg/ beside the img/ of a kohya folder"
         )
     return pictures
+
+
+def _check_apart(config: TrainConfig, pictures: list[Picture]) -> None:
+    """Raise InputError if a new run would strew its files among the pictures."""
+    output = Path(config.output)
+    files = [picture.source for picture in pictures if isinstance(picture.source, Path)]
+    among = [file for file in files if file.parent.resolve() == output.resolve()]
+    if among and not settings_of_run(output):
+        raise InputError(
+            f"output {config.output!r} must be a folder of the run's own, and has the picture "
+            f"{among[0].name} in it: choose another folder"
+        )
 
 
 def _run(

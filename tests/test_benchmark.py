@@ -115,6 +115,44 @@ def test_a_benchmark_that_was_killed_goes_on_to_the_same_pictures(settings, tmp_
     assert sopt.benchmark("dreambooth", **again)["mean"] == report["mean"]
 
 
+def test_pictures_that_were_deleted_are_drawn_and_scored_again(settings):
+    only = settings | {"subjects": ["cat2"]}
+    whole = sopt.benchmark("dreambooth", **only)
+    cat = Path(settings["output"]) / "cat2"
+    before = contents(cat)
+    (cat / "samples" / "01-0.png").unlink()
+    (cat / "prompts.json").unlink()
+    scores = json.loads((cat / "scores.json").read_text())
+    (cat / "scores.json").write_text(json.dumps(scores | {"dino": 2}))  # of other pictures
+    assert sopt.benchmark("dreambooth", **only) == whole
+    assert contents(cat) == before
+
+
+def test_other_settings_are_found_before_backbones_are_loaded(settings, monkeypatch):
+    only = settings | {"subjects": ["cat2"]}
+    sopt.benchmark("dreambooth", **only)
+    with pytest.raises(InputError, match=r"holds a benchmark with protocol\.guidance="):
+        sopt.benchmark("dreambooth", **only | {"guidance": 3.0, "model": "./none"})
+    monkeypatch.setattr("sopt.evaluation.metrics.Scorer", None)
+    file = Path(settings["output"]) / "benchmark.json"
+    asked = json.loads(file.read_text())
+    asked["model"]["weights"] = "another"
+    file.write_text(json.dumps(asked))
+    with pytest.raises(InputError, match=r"holds a benchmark with model\.weights='another'"):
+        sopt.benchmark("dreambooth", **only)
+
+
+def test_the_folder_of_a_run_is_refused(settings):
+    """Two kinds of files would be mixed."""
+    run = Path(settings["output"])
+    run.mkdir()
+    given = dict.fromkeys(("model", "images", "prompt", "output"), "x")
+    (run / "config.yaml").write_text(json.dumps(given))  # JSON is YAML
+    with pytest.raises(InputError, match="out' is the folder of a run: choose another"):
+        sopt.benchmark("dreambooth", **settings)
+    assert [file.name for file in run.iterdir()] == ["config.yaml"]
+
+
 def test_other_settings_in_the_folder_are_refused_and_more_subjects_are_not(settings):
     one = sopt.benchmark("dreambooth", **settings, subjects=["cat2", "cat2"])
     assert list(one["subjects"]) == ["cat2"]
@@ -137,15 +175,18 @@ def test_other_prompts_or_pictures_of_a_subject_are_refused(settings):
     text = lists.read_text()
     lists.write_text(text.replace("wearing gloves", "on a sofa"))
     for _ in range(2):  # with its scores, and without them
-        with pytest.raises(InputError, match="cat2' holds a benchmark with prompts="):
+        with pytest.raises(InputError, match="cat2' holds a benchmark of other prompts"):
             sopt.benchmark("dreambooth", **only)
         (cat / "scores.json").unlink(missing_ok=True)
     lists.write_text(text)
     picture = sorted((Path(settings["data"]) / "dataset" / "cat2").iterdir())[0]
     content = picture.read_bytes()
     Image.open(picture).rotate(180).save(picture)
-    with pytest.raises(InputError, match="cat2' holds a benchmark with pictures="):
+    with pytest.raises(
+        InputError, match="cat2' holds a benchmark of other pictures: in the dataset they have ch"
+    ) as caught:
         sopt.benchmark("dreambooth", **only)
+    assert "settings" not in str(caught.value)
     picture.write_bytes(content)
     assert json.loads(before["cat2/prompts.json"]) == json.loads((cat / "prompts.json").read_text())
     sopt.benchmark("dreambooth", **only)
@@ -226,9 +267,10 @@ def test_pictures_are_drawn_as_leanly_as_the_run_was_trained(settings, monkeypat
         ({"prompt": "x"}, "prompt is not a setting of a benchmark"),
         ({"stepz": 3}, "unknown setting 'stepz': did you mean 'steps'"),
         ({"subjects": ["dog"]}, "unknown subject 'dog'"),
+        ({"num_prompts": 3}, "num_prompts must be at most 2, .* has for vase, got 3"),
         ({"subjects": []}, "subjects must name at least one"),
         ({"data": "none"}, "data: there is no folder none"),
-        ({"clip": "none"}, "clip 'none' is no folder"),
+        ({"clip": "none"}, "clip 'none': there is no such folder"),
         ({"resolution": 65}, "resolution must be a multiple"),
         (
             {"train": "token", "token": "<sks>", "initializer": "a", "subspace": False},

@@ -11,21 +11,13 @@ from backbones import CLIP_SIDE, DINO_SIDE
 from PIL import Image
 from pipelines import save_pictures
 from published import LISTS, save_dreambooth
-from transformers import (
-    CLIPModel,
-    CLIPTokenizer,
-    Dinov2Config,
-    Dinov2Model,
-    ViTConfig,
-    ViTModel,
-)
+from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
 import sopt
 from sopt import InputError, cli
 from sopt.evaluation.datasets import read_subjects
 from sopt.evaluation.metrics import to_input
 from sopt.evaluation.prompts import fill, without_word
-from sopt.models.backbones import DinoBackbone
 
 # Sums of float32 networks in another order; the cosines themselves are float64. 1e-5 was the
 # most that batches of 1 and of 4 differed by.
@@ -145,23 +137,6 @@ def test_the_transform_is_the_published_one():
 
 
 @pytest.mark.parametrize(
-    ("kind", "own", "seen"),
-    [(ViTConfig, 48, 48), (ViTConfig, 256, 256), (Dinov2Config, 42, 42), (Dinov2Config, 518, 224)],
-)
-def test_a_backbone_sees_pictures_of_a_side_it_takes(kind, own, seen, tmp_path):
-    """DINOv2 interpolates its positions, and is evaluated at 224; other ViTs have one side."""
-    config = kind(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        image_size=own, patch_size=14 if kind is Dinov2Config else 16,
-    )  # fmt: skip
-    network = Dinov2Model(config) if kind is Dinov2Config else ViTModel(config)
-    network.save_pretrained(tmp_path)
-    backbone = DinoBackbone(str(tmp_path), torch.device("cpu"))
-    assert backbone.side == seen
-    assert backbone.embed(torch.rand(2, 3, seen, seen)).shape == (2, 16)
-
-
-@pytest.mark.parametrize(
     ("prompt", "word", "expected"),
     [
         ("a sks dog in the snow", "sks", "a dog in the snow"),
@@ -268,50 +243,6 @@ def test_a_dataset_that_lacks_something_is_refused(dreambooth, concepts, tmp_pat
 # -- bad input of evaluate --------------------------------------------------------------------
 
 
-def test_a_backbone_that_is_not_there_says_how_to_get_it(backbones, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    arguments = (picture(0), picture(1))
-    with pytest.raises(InputError, match="`hf download nobody/none` fetches it") as caught:
-        sopt.evaluate(*arguments, prompts="a dog", **backbones | {"dino": "nobody/none"})
-    assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match=r"dino .* must be a model of type vit .*, got clip"):
-        sopt.evaluate(*arguments, prompts="a dog", **backbones | {"dino": backbones["clip"]})
-    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    with pytest.raises(InputError, match="has no safetensors weights that can be read"):
-        sopt.evaluate(*arguments, prompts="a dog", **backbones | {"clip": str(tmp_path)})
-    (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
-    with pytest.raises(InputError, match=r"weights in pytorch_model\.bin alone, .*save_pretrained"):
-        sopt.evaluate(*arguments, prompts="a dog", **backbones | {"clip": str(tmp_path)})
-
-
-def test_a_backbone_in_the_hubs_cache_without_safetensors_is_told_from_none(
-    backbones, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    snapshot = tmp_path / "models--some--clip" / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    for name in ("config.json", "pytorch_model.bin"):
-        (snapshot / name).write_text('{"model_type": "clip"}')
-    refs = tmp_path / "models--some--clip" / "refs"
-    refs.mkdir()
-    (refs / "main").write_text("abc")
-    with pytest.raises(
-        InputError, match=r"'some/clip' has its weights in pytorch_model\.bin alone"
-    ):
-        sopt.evaluate(picture(0), picture(1), prompts="a dog", **backbones | {"clip": "some/clip"})
-
-
-def test_a_backbone_without_some_weights_is_refused(backbones, tmp_path):
-    network = ViTModel.from_pretrained(backbones["dino"], add_pooling_layer=False)
-    state = {name: x for name, x in network.state_dict().items() if "layernorm.weight" not in name}
-    network.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(InputError, match=r"lacks weights: layernorm\.weight, of 1"):
-        sopt.evaluate(
-            picture(0), picture(1), prompts="a", dino=str(tmp_path), clip=backbones["clip"]
-        )
-
-
 def test_pictures_of_the_class_are_not_the_subjects(backbones, tmp_path):
     save_pictures(tmp_path / "both" / "img" / "10_sks dog", 2)
     save_pictures(tmp_path / "alone", 2)
@@ -333,10 +264,15 @@ def test_pictures_and_prompts_must_match(backbones, tmp_path):
         ({"0": "a dog"}, "no prompt for the picture '1'"),
         ({"0": "a dog", "1": " "}, "must be texts that are not empty"),
         (7, "must be texts that are not empty"),
+        ("sks ", "must say more than the rare word 'sks', .* got 'sks '"),
+        ({"0": "a dog", "1": "sks"}, "must say more than the rare word 'sks', .* got 'sks'"),
         ("none.json", "cannot read none.json"),
     ]:
         with pytest.raises(InputError, match=message):
             sopt.evaluate(str(folder), real, prompts=prompts, **backbones)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"^references: the folder .*empty has no \.jpg"):
+        sopt.evaluate(str(folder), str(tmp_path / "empty"), prompts="a dog", **backbones)
     (folder / "0.jpg").write_bytes((folder / "0.png").read_bytes())
     with pytest.raises(InputError, match=r"cannot tell 0\.jpg and 0\.png apart"):
         sopt.evaluate(str(folder), real, prompts={"0": "a dog", "1": "a dog"}, **backbones)
@@ -349,6 +285,17 @@ def test_pictures_and_prompts_must_match(backbones, tmp_path):
         sopt.evaluate(Image.new("F", (8, 8), math.nan), real, prompts="a dog", **backbones)
     with pytest.raises(InputError, match="batch_size must be"):
         sopt.evaluate(real, real, prompts="a dog", batch_size=0, **backbones)
+
+
+@pytest.mark.parametrize("images", ["run", "run/samples"])
+def test_the_samples_of_a_run_are_refused(images, tmp_path, backbones):
+    """One of them is from before the training."""
+    save_pictures(tmp_path / "run" / "samples", 2)
+    sopt.evaluate(str(tmp_path / images), picture(1), prompts="a dog", **backbones)
+    settings = dict.fromkeys(("model", "images", "prompt", "output"), "x")
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps(settings))  # JSON is YAML
+    with pytest.raises(InputError, match=r"of a run, .* --adapter .*run`, or name .*after\.png"):
+        sopt.evaluate(str(tmp_path / images), picture(1), **backbones)
 
 
 def test_an_embedding_that_is_not_finite_is_refused(backbones, tmp_path):
@@ -374,7 +321,11 @@ def test_the_command_prints_and_writes_the_scores(backbones, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"clip_t      {scores['clip_t']:.4f}" in printed
     assert backbones["dino"] in printed
+    assert "of          images 2, references 2, prompts 1\n" in printed
     # Two pictures against themselves: two pairs of cosine 1, and twice the pair that is apart.
     assert scores["dino"] == pytest.approx(1 - scores["diversity"] / 2, abs=1e-6)
+    (folder / "prompts.json").write_text(json.dumps({"0": "a sks dog", "1": "a red sks dog"}))
+    assert cli.main(list(map(str, arguments[:-2]))) == 0
+    assert "diversity   - (needs two pictures of a prompt)\n" in capsys.readouterr().out
     assert cli.main(["evaluate"]) == 2
     assert capsys.readouterr().err.startswith("sopt: images is missing")

@@ -161,6 +161,19 @@ def test_files_of_others_are_not_overwritten(settings, name):
     assert path.read_text() == "precious"
 
 
+def test_files_are_not_strewn_among_the_pictures(settings, pictures):
+    """But a run that is there already goes on."""
+    output = Path(shutil.copytree(pictures, settings["output"]))
+    before = contents(output)
+    for images in (str(output), [str(output / "0.png"), str(pictures / "1.png")]):
+        with pytest.raises(InputError, match=r"must be a folder of the run's own, .*0\.png in it"):
+            sopt.train(**settings | {"images": images})
+    assert contents(output) == before
+    whole = sopt.train(**settings)  # of pictures elsewhere
+    again = sopt.train(**settings | {"images": [str(file) for file in sorted(before)]})
+    assert again.history == whole.history
+
+
 def test_a_folder_with_other_things_in_it_is_used(settings):
     (Path(settings["output"])).mkdir()
     (Path(settings["output"]) / "notes.txt").write_text("mine")

@@ -22,7 +22,7 @@ HELP = {
     "in the folder of images if not given",
     "rare_word": "the rare word that stands for the subject",
     "dino": "backbone of DINO and diversity: a folder that save_pretrained wrote, or a hub id",
-    "clip": "backbone of CLIP-I and CLIP-T, likewise",
+    "clip": "backbone of CLIP-I and CLIP-T, likewise, with its tokenizer",
     "batch_size": "pictures embedded, or drawn, at once",
     "device": "where to compute: cpu, cuda; the GPU if there is one, if not given",
     "data": "the dataset's folder, as downloaded",
@@ -54,8 +54,10 @@ def evaluate(options: dict[str, Any]) -> None:
     scores = score(**options)
     write_json(file, scores)
     for name in ("dino", "clip_i", "clip_t", "diversity"):
-        value = "-" if scores[name] is None else f"{scores[name]:.4f}"
-        print(f"{name:12}{value}")
+        none = "- (needs two pictures of a prompt)"
+        print(f"{name:12}{none if scores[name] is None else f'{scores[name]:.4f}'}")
+    counts = ", ".join(f"{name} {scores[name]}" for name in ("images", "references", "prompts"))
+    print(f"{'of':12}{counts}")
     for name, backbone in scores["backbones"].items():
         print(f"{name + ' by':12}{backbone['name']}")
 

@@ -27,6 +27,7 @@ def load_pictures(
     images: PictureSource | Sequence[PictureSource],
     prompt: str | None,
     regularization: bool = False,
+    argument: str | None = None,
 ) -> list[Picture]:
     """The pictures of a folder (in order of their names), of files, or given as PIL images.
 
@@ -44,6 +45,7 @@ def load_pictures(
         prompt: The caption of pictures that have none; None if all must have one.
         regularization: The pictures are for prior preservation, all of them. Otherwise those of a
             kohya folder's ``reg/`` are.
+        argument: What messages begin with; the setting's name if not given.
 
     Raises:
         InputError: Nothing there, an empty folder, a file that is damaged or not a picture; a
@@ -54,7 +56,7 @@ def load_pictures(
         >>> load_pictures(Image.new("RGB", (8, 8)), "a sks dog")
         [Picture(name='image-1', caption='a sks dog', repeats=1, regularization=False)]
     """
-    argument = "prior_images" if regularization else "images"
+    argument = argument or ("prior_images" if regularization else "images")
     sources = [images] if isinstance(images, PictureSource) else images
     if not isinstance(sources, Sequence) or not sources:
         raise InputError(

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import TrainConfig
 from ..errors import InputError, NotFiniteError
 from ..sampling import SEEDS_A_PROMPT, generate, picture_grid, png_bytes
+from ..settings_file import settings_of_run
 from ..text_files import read_object
+from .claims import BENCHMARK_FILE, SUBJECT_FILE, claim, compare
 from .evaluating import CLIP, DINO, PROMPTS_FILE, SAMPLES, group_by_prompt, subject_pictures
 from .prompts import fill
 
@@ -70,6 +73,14 @@ class Protocol:
         """Of the first picture of a prompt, by its number from 0; the next has the next seed."""
         return self.sampling_seed + SEEDS_A_PROMPT * prompt
 
+    def check_prompts(self, subject: Subject) -> None:
+        known = len(subject.templates)
+        if self.num_prompts is not None and self.num_prompts > known:
+            raise InputError(
+                f"num_prompts must be at most {known}, which the dataset has for {subject.name}, "
+                f"got {self.num_prompts}"
+            )
+
     def prompts(self, subject: Subject) -> list[str]:
         """What the model is asked to draw."""
         chosen = subject.templates[: self.num_prompts]
@@ -104,18 +115,20 @@ def benchmark(
     prompts, and a digest of its pictures), ``run/``, ``samples/``, ``prompts.json``,
     ``scores.json`` and ``grid.png``, and in the end ``scores.json``. Each is written once: a
     benchmark that was killed goes on when called again, and more ``subjects`` can be added later.
+    Where a subject's pictures were deleted they are drawn again, the same ones, and scored again.
 
     Args:
         dataset: "dreambooth" (google/dreambooth) or "customconcept101".
         data: The dataset's folder, as downloaded.
         output: Folder to write.
         subjects: Names of those to take; all if not given.
-        num_prompts: The first so many of each subject; all if not given.
+        num_prompts: The first so many of each subject, which must have them; all if not given.
         images_per_prompt: At most 1000. The protocol's is 4.
         rare_word: The rare word that is trained to mean the subject.
         sampling_steps, guidance, sampling_seed, batch_size: As ``generate``'s steps, guidance, seed
             and batch_size. DreamBooth's authors publish none, CustomConcept101's report several.
-        dino, clip: Backbones: folders that ``save_pretrained`` wrote, or hub ids.
+        dino, clip: Backbones: folders that ``save_pretrained`` wrote, of CLIP the model's and its
+            tokenizer's, or hub ids.
         **training: Settings of :func:`sopt.train` but images, prompt and output.
 
     Returns:
@@ -147,14 +160,21 @@ def benchmark(
             raise InputError(f"{name} is not a setting of a benchmark: each subject has its own")
     config = TrainConfig.create(images="-", prompt="-", output="-", **training)
     chosen = read_subjects(dataset, data, subjects)
+    for subject in chosen:
+        protocol.check_prompts(subject)
     folder = Path(output)
     settings = {"protocol": asdict(protocol), "training": _given(config)}
-    backbones = Scorer(dino, clip, config.device, batch_size).backbones  # missing: known at once
+    if settings_of_run(folder):
+        raise InputError(f"output {str(output)!r} is the folder of a run: choose another folder")
+    check_writable(folder)
+    file = folder / BENCHMARK_FILE
+    compare(file, settings)  # before anything is loaded, or had from the hub
     first = _of_subject(chosen[0], protocol, folder)
     resolved, model, _ = prepare(**first, **training)  # wrong ones: known at once
-    check_writable(folder)
-    claimed = settings | {"backbones": backbones, "model": identify(resolved, model)}
-    _claim(folder / "benchmark.json", claimed, ["scores.json"])
+    asked = settings | {"model": identify(resolved, model)}
+    compare(file, asked)
+    backbones = Scorer(dino, clip, config.device, batch_size).backbones  # missing: known at once
+    claim(file, asked | {"backbones": backbones}, ["scores.json"])
     results, diverged = {}, []
     for number, subject in enumerate(chosen, start=1):
         logger.info("%s (%d of %d)", subject.name, number, len(chosen))
@@ -223,20 +243,21 @@ def _subject(
 
     own = _of_subject(subject, protocol, output)
     folder = output / subject.name
-    references = subject_pictures(str(subject.folder), "real")
+    references = subject_pictures(str(subject.folder), "real", "data")
     asked = {
         "training_prompt": own["prompt"],
         "prompts": list(protocol.prompts(subject)),
         "pictures": picture_fingerprint(references),
     }
-    _claim(folder / "subject.json", asked, ["run", SAMPLES, PROMPTS_FILE, GRID, "scores.json"])
+    claim(folder / SUBJECT_FILE, asked, ["run", SAMPLES, PROMPTS_FILE, GRID, "scores.json"])
     done = folder / "scores.json"
-    if done.exists():
+    of_scores = [done, folder / PROMPTS_FILE, *chain(*_picture_files(subject, protocol, folder))]
+    if all(file.exists() for file in of_scores):
         return _read_scores(done)
     run = train(**own, **training)
     prompts = _draw(subject, protocol, run.config, run.adapter, folder)
     drawn = group_by_prompt(
-        subject_pictures(str(folder / SAMPLES), "drawn"), prompts, protocol.rare_word
+        subject_pictures(str(folder / SAMPLES), "drawn", "output"), prompts, protocol.rare_word
     )
     rows = [[picture.image for picture in references]]
     rows += [[picture.image for picture in pictures] for _, pictures in drawn]
@@ -252,6 +273,14 @@ def _subject(
     scores["versions"] = versions()
     write_json(done, scores)
     return scores
+
+
+def _picture_files(subject: Subject, protocol: Protocol, folder: Path) -> list[list[Path]]:
+    """Of each prompt."""
+    return [
+        [folder / SAMPLES / f"{p:02d}-{i}.png" for i in range(protocol.images_per_prompt)]
+        for p in range(len(protocol.prompts(subject)))
+    ]
 
 
 def _read_scores(file: Path) -> dict[str, Any]:
@@ -274,10 +303,7 @@ def _draw(
     from ..files import write_bytes, write_json
 
     prompts = protocol.prompts(subject)
-    files = [
-        [folder / SAMPLES / f"{p:02d}-{i}.png" for i in range(protocol.images_per_prompt)]
-        for p in range(len(prompts))
-    ]
+    files = _picture_files(subject, protocol, folder)
     for first in range(0, len(prompts), PROMPTS_AT_ONCE):
         some = slice(first, first + PROMPTS_AT_ONCE)
         wanted = [file for row in files[some] for file in row]
@@ -304,40 +330,6 @@ def _draw(
     named = {file.stem: text for row, text in zip(files, prompts, strict=True) for file in row}
     write_json(folder / PROMPTS_FILE, named)
     return named
-
-
-def _claim(file: Path, settings: dict[str, Any], others: Iterable[str]) -> None:
-    """Write what the benchmark is, or compare with what is there.
-
-    Args:
-        others: Names that are the benchmark's too. Without its file they are somebody else's.
-    """
-    from ..files import write_json
-
-    if not file.exists():
-        for name in others:
-            if (file.parent / name).exists():
-                raise InputError(
-                    f"output {str(file.parent)!r} has {name} but no {file.name}: it is not of a "
-                    "benchmark, and files are not overwritten: choose another folder"
-                )
-        write_json(file, settings)
-        return
-    before, now = _flat(read_object(file, "output: ")), _flat(settings)
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            raise InputError(
-                f"output {str(file.parent)!r} holds a benchmark with {name}={before.get(name)!r}, "
-                f"this one has {now.get(name)!r}: choose another folder, or the same settings"
-            )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return flat
 
 
 def _given(config: TrainConfig) -> dict[str, Any]:

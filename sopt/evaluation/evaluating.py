@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..settings_file import settings_of_run
 from ..text_files import read_json
 from .prompts import without_word
 
@@ -49,7 +50,8 @@ def evaluate(
             each picture's file, without ending, to its prompt; the folder's ``prompts.json`` if
             not given.
         rare_word: The rare word, taken out of the prompts.
-        dino, clip: Backbones: folders that ``save_pretrained`` wrote, or hub ids.
+        dino, clip: Backbones: folders that ``save_pretrained`` wrote, of CLIP the model's and its
+            tokenizer's, or hub ids.
         batch_size: Pictures embedded at once.
         device: Where to compute; the GPU if there is one, if not given.
 
@@ -65,21 +67,34 @@ def evaluate(
     """
     from .metrics import Scorer
 
-    prompts = _prompts(images, prompts)
     folder = Path(images) / SAMPLES if isinstance(images, (str, Path)) else None
     source = folder if folder is not None and folder.is_dir() else images
-    pictures = subject_pictures(source, "drawn")
-    real = subject_pictures(references, "real")
+    _check_no_run(source)
+    prompts = _prompts(images, prompts)
+    pictures = subject_pictures(source, "drawn", "images")
+    real = subject_pictures(references, "real", "references")
     drawn = group_by_prompt(pictures, prompts, rare_word)
     scorer = Scorer(dino, clip, device, batch_size)
     return scorer.score(real, drawn).to_dict() | {"backbones": scorer.backbones}
 
 
-def subject_pictures(source: Any, prompt: str) -> list[Picture]:
-    """The pictures of a source without those of the class alone, such as kohya's ``reg/``."""
+def _check_no_run(source: Any) -> None:
+    folder = Path(source) if isinstance(source, (str, Path)) else Path()
+    if folder.name == SAMPLES and settings_of_run(folder.parent):
+        raise InputError(
+            f"images: {folder} is of a run, with one picture from before the training and one from "
+            f"after it: draw some with `sopt generate --adapter {folder.parent}`, or name "
+            f"{folder / 'after.png'} alone"
+        )
+
+
+def subject_pictures(source: Any, prompt: str, argument: str) -> list[Picture]:
+    """The pictures of a source without those of the class alone, such as kohya's ``reg/``; messages
+    begin with the argument's name."""
     from ..data import load_pictures
 
-    return [each for each in load_pictures(source, prompt) if not each.regularization]
+    found = load_pictures(source, prompt, argument=argument)
+    return [each for each in found if not each.regularization]
 
 
 def group_by_prompt(
@@ -88,11 +103,11 @@ def group_by_prompt(
     """Each prompt without the rare word, and its pictures, in the order of the prompts.
 
     Raises:
-        InputError: A picture without a prompt, a prompt's picture that is not there, or two
-            pictures of one name.
+        InputError: A picture without a prompt, a prompt's picture that is not there, two pictures
+            of one name, or a prompt of the rare word alone.
     """
     if isinstance(prompts, str):
-        return [(without_word(prompts, rare_word), pictures)]
+        return [(_shown(prompts, rare_word), pictures)]
     by_name: dict[str, Picture] = {}
     for picture in pictures:
         first = by_name.setdefault(Path(picture.name).stem, picture)
@@ -111,8 +126,19 @@ def group_by_prompt(
         raise InputError(f"prompts names no prompt for the picture {strangers[0]!r}")
     groups: dict[str, list[Picture]] = {}
     for name, prompt in prompts.items():
-        groups.setdefault(without_word(prompt, rare_word), []).append(by_name[name])
+        groups.setdefault(_shown(prompt, rare_word), []).append(by_name[name])
     return list(groups.items())
+
+
+def _shown(prompt: str, rare_word: str) -> str:
+    """What a picture of the prompt shows, in words that CLIP knows."""
+    words = without_word(prompt, rare_word)
+    if not words:
+        raise InputError(
+            f"prompts must say more than the rare word {rare_word!r}, which CLIP does not know, "
+            f"got {prompt!r}"
+        )
+    return words
 
 
 def _prompts(images: Any, prompts: Any) -> str | Mapping[str, str]:

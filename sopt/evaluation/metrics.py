@@ -48,7 +48,7 @@ class Scorer:
     """The backbones, loaded, and the scores of pictures by them.
 
     Args:
-        dino, clip: Folders that ``save_pretrained`` wrote, or hub ids.
+        dino, clip: Backbones, as for :func:`~sopt.evaluation.evaluating.evaluate`.
         device: Where to compute; the GPU if there is one, if not given.
         batch_size: Pictures embedded at once.
     """

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, CLIPModel, CLIPTokenizer, Dinov2Model, ViTModel
 
@@ -49,7 +50,8 @@ class DinoBackbone:
 
 
 class ClipBackbone:
-    """Embeddings of pictures and texts in one space, by CLIP; arguments as above."""
+    """Embeddings of pictures and texts in one space, by CLIP; arguments as above, and a folder that
+    the tokenizer's ``save_pretrained`` wrote too."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.side = _config("clip", name, ("clip",)).vision_config.image_size
@@ -58,6 +60,18 @@ class ClipBackbone:
             self.tokenizer = CLIPTokenizer.from_pretrained(name)
         except (OSError, ValueError, TypeError) as error:
             raise InputError(_not_there("clip", name, "tokenizer", error)) from error
+        self._check_tokenizer(name)
+
+    def _check_tokenizer(self, name: str) -> None:
+        """Without files transformers makes one up, of the marks of begin and end alone, to which
+        all texts are the same."""
+        found, known = len(self.tokenizer), self.network.config.text_config.vocab_size
+        if not len(self.tokenizer.all_special_tokens) < found <= known:
+            raise InputError(
+                f"clip {name!r} must have the tokenizer of its model: the model knows {known} "
+                f"tokens, and what is there has {found}; save_pretrained of the tokenizer writes "
+                "its files into the folder"
+            )
 
     @torch.no_grad()
     def embed(self, pixels: Tensor) -> Tensor:
@@ -80,6 +94,7 @@ class ClipBackbone:
 
 
 def _config(argument: str, name: str, kinds: Sequence[str]) -> Any:
+    _check_there(argument, name)
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -92,6 +107,20 @@ def _config(argument: str, name: str, kinds: Sequence[str]) -> Any:
     return config
 
 
+def _check_there(argument: str, name: str) -> None:
+    """At once: transformers asks a hub that does not answer for half a minute."""
+    if Path(name).expanduser().exists():
+        return
+    try:
+        snapshot_download(name, allow_patterns=["config.json"])
+    except HFValidationError as error:
+        raise InputError(
+            f"{argument} {name!r}: there is no such folder, and it is not a hub id"
+        ) from error
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise InputError(_not_there(argument, name, "configuration", error)) from error
+
+
 def _load(kind: Any, argument: str, name: str, device: torch.device, **options: Any) -> Any:
     try:
         network, loading = kind.from_pretrained(
@@ -99,6 +128,10 @@ def _load(kind: Any, argument: str, name: str, device: torch.device, **options: 
         )
     except (OSError, ValueError) as error:
         raise InputError(_not_there(argument, name, WEIGHTS, error)) from error
+    except SafetensorError as error:
+        raise InputError(
+            f"{argument} {name!r}: its weights are damaged, or not a safetensors file: {error}"
+        ) from error
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{argument} {name!r} lacks weights: {missing[0]}, of {len(missing)}")
     return network.to(device).eval().requires_grad_(False)
@@ -109,15 +142,15 @@ def _not_there(argument: str, name: str, what: str, error: Exception) -> str:
         return (
             f"{argument} {name!r} has its weights in {PICKLE} alone, a format that may run code: "
             "convert it once where you trust it, AutoModel.from_pretrained(...).save_pretrained("
-            "FOLDER) of transformers, and name FOLDER"
+            "FOLDER) of transformers, for clip AutoTokenizer likewise, and name FOLDER"
         )
     if Path(name).expanduser().exists():
         return f"{argument}: the folder {name} has no {what} that can be read"
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return (
-        f"{argument} {name!r} is no folder and cannot be had from the hub; where there is a "
-        f"network `hf download {name}` fetches it, or name a folder that save_pretrained wrote "
-        f"({reason})"
+        f"{argument} {name!r}: there is no such folder, and it cannot be had from the hub; name a "
+        f"folder that save_pretrained wrote, or a hub id that `hf download {name}` fetches where "
+        f"there is a network ({reason})"
     )
 
 
