@@ -80,7 +80,7 @@ def pictures(run: RunFiles) -> Markup | None:
 
 def picture(file: Path, caption: str, alt: str) -> Markup:
     """A picture inside the page."""
-    (loaded,) = load_pictures(str(file), caption)
+    (loaded,) = load_pictures(str(file), caption, argument="run")
     image = loaded.image
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     return element("figure", _img(image, alt), element("figcaption", caption))
