@@ -40,8 +40,8 @@ def benchmark_tiny(
     Each (method, subject, seed) is a line of ``output``, appended when it is done. A benchmark that
     was stopped goes on when called again, with more subjects, seeds or methods too; lines with
     other settings, the method's own among them, stay in the file and count for nothing. Several
-    processes may share the file: given subjects and seeds in opposite orders, they meet in the
-    middle.
+    processes may share the file: given subjects, seeds and methods in opposite orders, they meet in
+    the middle.
 
     Args:
         output: The file of results, ``.jsonl``.
