@@ -235,6 +235,6 @@ def adapter_file(adapter: Any) -> Path:
     if not file.is_file():
         why = f"the folder {path} has no {file.name}"
         if settings:
-            why += ", as its run is not finished: the same command, or sopt.train, goes on with it"
+            why += ": if its run was stopped, the same command, or sopt.train, goes on with it"
         raise InputError(f"adapter: {why}")
     return file

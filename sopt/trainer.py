@@ -154,7 +154,8 @@ def _check_apart(config: TrainConfig, pictures: list[Picture]) -> None:
     """Raise InputError if a new run would strew its files among the pictures."""
     output = Path(config.output)
     files = [picture.source for picture in pictures if isinstance(picture.source, Path)]
-    among = [file for file in files if file.parent.resolve() == output.resolve()]
+    own = (output.resolve(), RunFolder(output).before.parent.resolve())
+    among = [file for file in files if file.parent.resolve() in own]
     if among and not settings_of_run(output):
         raise InputError(
             f"output {config.output!r} must be a folder of the run's own, and has the picture "

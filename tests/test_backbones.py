@@ -101,13 +101,20 @@ def test_a_clip_without_its_tokenizer_is_refused(backbones, tmp_path):
     network.save_pretrained(tmp_path)
     tokenizer = ClipBackbone(backbones["clip"], CPU).tokenizer
     known = len(tokenizer)
-    with pytest.raises(InputError, match=f"knows {known} tokens, and what is there has 2; save"):
+    message = f"of {known} tokens, and has one of"
+    with pytest.raises(InputError, match=f"{message} 2: where"):
         ClipBackbone(str(tmp_path), CPU)
+    (tmp_path / "added_tokens.json").write_text('{"<new>": 2}')
+    with pytest.raises(InputError, match=message):
+        ClipBackbone(str(tmp_path), CPU)
+    (tmp_path / "added_tokens.json").unlink()
     tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(
-        InputError, match=f"knows {known} tokens, and what is there has {known + 1}"
-    ):
+    ClipBackbone(str(tmp_path), CPU)  # a token too many, which no prompt has
+    network.config.text_config.vocab_size = 2
+    network.text_model.resize_token_embeddings(2)
+    network.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="of 2 tokens, and has one of"):
         ClipBackbone(str(tmp_path), CPU)
     network.text_model.resize_token_embeddings(known + 64)
     network.config.text_config.vocab_size = known + 64

@@ -15,6 +15,7 @@ import sopt
 from sopt import InputError, cli
 from sopt.errors import NotFiniteError
 from sopt.evaluation import benchmarking as module
+from sopt.evaluation.metrics import Scorer
 
 METRICS = ("dino", "clip_i", "clip_t", "diversity")
 
@@ -115,7 +116,15 @@ def test_a_benchmark_that_was_killed_goes_on_to_the_same_pictures(settings, tmp_
     assert sopt.benchmark("dreambooth", **again)["mean"] == report["mean"]
 
 
-def test_pictures_that_were_deleted_are_drawn_and_scored_again(settings):
+def test_nothing_is_written_among_the_datasets_pictures(settings):
+    data = Path(settings["data"])
+    before = contents(data, "*.*")
+    with pytest.raises(InputError, match=r"output .* must not be where the dataset's pictures are"):
+        sopt.benchmark("dreambooth", **settings | {"output": str(data / "dataset")})
+    assert contents(data, "*.*") == before
+
+
+def test_pictures_that_were_deleted_are_drawn_and_scored_again(settings, monkeypatch):
     only = settings | {"subjects": ["cat2"]}
     whole = sopt.benchmark("dreambooth", **only)
     cat = Path(settings["output"]) / "cat2"
@@ -124,16 +133,26 @@ def test_pictures_that_were_deleted_are_drawn_and_scored_again(settings):
     (cat / "prompts.json").unlink()
     scores = json.loads((cat / "scores.json").read_text())
     (cat / "scores.json").write_text(json.dumps(scores | {"dino": 2}))  # of other pictures
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sopt.evaluation.metrics.Scorer.score", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sopt.benchmark("dreambooth", **only)
     assert sopt.benchmark("dreambooth", **only) == whole
     assert contents(cat) == before
 
 
-def test_other_settings_are_found_before_backbones_are_loaded(settings, monkeypatch):
+def test_other_settings_and_other_weights_are_refused(settings, monkeypatch):
     only = settings | {"subjects": ["cat2"]}
     sopt.benchmark("dreambooth", **only)
+    load = Scorer.__init__
+    monkeypatch.setattr("sopt.evaluation.metrics.Scorer.__init__", None)
     with pytest.raises(InputError, match=r"holds a benchmark with protocol\.guidance="):
         sopt.benchmark("dreambooth", **only | {"guidance": 3.0, "model": "./none"})
-    monkeypatch.setattr("sopt.evaluation.metrics.Scorer", None)
+    monkeypatch.setattr("sopt.evaluation.metrics.Scorer.__init__", load)
     file = Path(settings["output"]) / "benchmark.json"
     asked = json.loads(file.read_text())
     asked["model"]["weights"] = "another"
@@ -183,7 +202,7 @@ def test_other_prompts_or_pictures_of_a_subject_are_refused(settings):
     content = picture.read_bytes()
     Image.open(picture).rotate(180).save(picture)
     with pytest.raises(
-        InputError, match="cat2' holds a benchmark of other pictures: in the dataset they have ch"
+        InputError, match="cat2' holds a benchmark of other pictures than the dataset has, "
     ) as caught:
         sopt.benchmark("dreambooth", **only)
     assert "settings" not in str(caught.value)

@@ -287,15 +287,24 @@ def test_pictures_and_prompts_must_match(backbones, tmp_path):
         sopt.evaluate(real, real, prompts="a dog", batch_size=0, **backbones)
 
 
-@pytest.mark.parametrize("images", ["run", "run/samples"])
-def test_the_samples_of_a_run_are_refused(images, tmp_path, backbones):
-    """One of them is from before the training."""
-    save_pictures(tmp_path / "run" / "samples", 2)
-    sopt.evaluate(str(tmp_path / images), picture(1), prompts="a dog", **backbones)
+@pytest.mark.parametrize("images", ["run", "run/samples", ".", ["run/samples"], "link"])
+def test_the_sample_from_before_a_runs_training_is_refused(
+    images, tmp_path, backbones, monkeypatch
+):
+    samples = tmp_path / "run" / "samples"
+    save_pictures(samples, 2)
+    (samples / "0.png").rename(samples / "before.png")
+    (tmp_path / "link").symlink_to(samples)
+    monkeypatch.chdir(samples if images == "." else tmp_path)
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text("[of, another, program]")
+    sopt.evaluate(images, picture(1), prompts="a dog", **backbones)
     settings = dict.fromkeys(("model", "images", "prompt", "output"), "x")
-    (tmp_path / "run" / "config.yaml").write_text(json.dumps(settings))  # JSON is YAML
-    with pytest.raises(InputError, match=r"of a run, .* --adapter .*run`, or name .*after\.png"):
-        sopt.evaluate(str(tmp_path / images), picture(1), **backbones)
+    config.write_text(json.dumps(settings))  # JSON is YAML
+    with pytest.raises(InputError, match=r"before\.png is of a run, .* --adapter .*run`, or name "):
+        sopt.evaluate(images, picture(1), **backbones)
+    (samples / "before.png").unlink()  # those of a run that drew none are somebody's own
+    sopt.evaluate(images, picture(1), prompts="a dog", **backbones)
 
 
 def test_an_embedding_that_is_not_finite_is_refused(backbones, tmp_path):

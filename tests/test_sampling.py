@@ -235,7 +235,7 @@ def test_a_bad_adapter_file_is_refused(model, tmp_path, run_folder):
         with pytest.raises(InputError, match=message):
             generate(model, adapter, prompt=PROMPT)
     (tmp_path / "config.yaml").write_text(RUN.format("tiny"))
-    with pytest.raises(InputError, match=f"has no {DIFFUSERS_FILE}, as its run is not finished"):
+    with pytest.raises(InputError, match=f"has no {DIFFUSERS_FILE}: if its run was stopped"):
         generate(model, tmp_path, prompt=PROMPT)
 
 

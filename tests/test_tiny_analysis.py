@@ -72,7 +72,7 @@ def test_a_verdict_is_where_the_whole_interval_lies():
     assert rule.verdict(low, None) == "does not hold"
     assert rule.verdict(both, None) == "undecided"
     assert rule.verdict(interval({(0, 0): 0.4}), None) == "undecided: one subject"
-    assert rule.verdict(None, None) == "not run"
+    assert rule.verdict(None, None) == "no runs in common"
     # Half of a gain, where there is none, says nothing.
     rule = replace(rule, gain={"backprop-high": 1.0, "none": -1.0})
     assert rule.verdict(high, high) == "holds"
@@ -105,7 +105,7 @@ def test_the_analysis_is_by_hand_and_says_what_it_rests_on():
     assert as_good["gain"]["low"] == pytest.approx(0.5 - 1 / 6)
     assert as_good["interval"]["mean"] == pytest.approx(0.605 - 0.375 - 0.25 / 6)
     assert as_good["verdict"] == "holds"
-    assert verdicts["DTAP is better than tap"] == "not run"
+    assert verdicts["DTAP is better than tap"] == "no runs in common"
     page = markdown(found)
     assert "2 subjects and 1 seed" in page
     assert "the methods are not tuned" in page

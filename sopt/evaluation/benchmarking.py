@@ -166,15 +166,20 @@ def benchmark(
     settings = {"protocol": asdict(protocol), "training": _given(config)}
     if settings_of_run(folder):
         raise InputError(f"output {str(output)!r} is the folder of a run: choose another folder")
+    for subject in chosen:
+        if (folder / subject.name).resolve() == subject.folder.resolve():
+            raise InputError(
+                f"output {str(output)!r} must not be where the dataset's pictures are, got the "
+                f"folder that {subject.name} is in: choose another folder"
+            )
     check_writable(folder)
     file = folder / BENCHMARK_FILE
     compare(file, settings)  # before anything is loaded, or had from the hub
-    first = _of_subject(chosen[0], protocol, folder)
-    resolved, model, _ = prepare(**first, **training)  # wrong ones: known at once
-    asked = settings | {"model": identify(resolved, model)}
-    compare(file, asked)
     backbones = Scorer(dino, clip, config.device, batch_size).backbones  # missing: known at once
-    claim(file, asked | {"backbones": backbones}, ["scores.json"])
+    first = _of_subject(chosen[0], protocol, folder)
+    resolved, model, _ = prepare(**first, **training)  # wrong ones: known before the first subject
+    asked = settings | {"model": identify(resolved, model), "backbones": backbones}
+    claim(file, asked, ["scores.json"])
     results, diverged = {}, []
     for number, subject in enumerate(chosen, start=1):
         logger.info("%s (%d of %d)", subject.name, number, len(chosen))
@@ -254,6 +259,9 @@ def _subject(
     of_scores = [done, folder / PROMPTS_FILE, *chain(*_picture_files(subject, protocol, folder))]
     if all(file.exists() for file in of_scores):
         return _read_scores(done)
+    if done.exists():
+        logger.info("%s: pictures were deleted: what is missing is made again", subject.name)
+        done.unlink()  # it is of other pictures, should this be stopped before they are scored
     run = train(**own, **training)
     prompts = _draw(subject, protocol, run.config, run.adapter, folder)
     drawn = group_by_prompt(

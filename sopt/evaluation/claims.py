@@ -50,9 +50,9 @@ def compare(file: Path, asked: dict[str, Any]) -> None:
         folder = str(file.parent)
         if file.name == SUBJECT_FILE:
             raise InputError(
-                f"output {folder!r} holds a benchmark of other {name}: in the dataset they have "
-                f"changed since, from {before.get(name)} to {now.get(name)}: choose another "
-                "folder, or put the old ones back"
+                f"output {folder!r} holds a benchmark of other {name.replace('_', ' ')} than the "
+                f"dataset has, {before.get(name)} and not {now.get(name)}: choose another folder, "
+                "or put the old ones back"
             )
         raise InputError(
             f"output {folder!r} holds a benchmark with {name}={before.get(name)!r}, "

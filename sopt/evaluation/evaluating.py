@@ -5,7 +5,7 @@ What takes seconds to import is imported on use: the command line reads signatur
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,23 +69,25 @@ def evaluate(
 
     folder = Path(images) / SAMPLES if isinstance(images, (str, Path)) else None
     source = folder if folder is not None and folder.is_dir() else images
-    _check_no_run(source)
-    prompts = _prompts(images, prompts)
     pictures = subject_pictures(source, "drawn", "images")
+    _check_trained(pictures)
+    prompts = _prompts(images, prompts)
     real = subject_pictures(references, "real", "references")
     drawn = group_by_prompt(pictures, prompts, rare_word)
     scorer = Scorer(dino, clip, device, batch_size)
     return scorer.score(real, drawn).to_dict() | {"backbones": scorer.backbones}
 
 
-def _check_no_run(source: Any) -> None:
-    folder = Path(source) if isinstance(source, (str, Path)) else Path()
-    if folder.name == SAMPLES and settings_of_run(folder.parent):
-        raise InputError(
-            f"images: {folder} is of a run, with one picture from before the training and one from "
-            f"after it: draw some with `sopt generate --adapter {folder.parent}`, or name "
-            f"{folder / 'after.png'} alone"
-        )
+def _check_trained(pictures: Sequence[Picture]) -> None:
+    from ..run_folder import RunFolder
+
+    for file in (each.source for each in pictures if isinstance(each.source, Path)):
+        run = RunFolder(file.resolve().parent.parent)
+        if file.resolve() == run.before and settings_of_run(run.path):
+            raise InputError(
+                f"images: {file} is of a run, from before its training: draw some with "
+                f"`sopt generate --adapter {run.path}`, or name {run.after.name} alone"
+            )
 
 
 def subject_pictures(source: Any, prompt: str, argument: str) -> list[Picture]:
@@ -131,11 +133,11 @@ def group_by_prompt(
 
 
 def _shown(prompt: str, rare_word: str) -> str:
-    """What a picture of the prompt shows, in words that CLIP knows."""
+    """The prompt in words that CLIP knows."""
     words = without_word(prompt, rare_word)
     if not words:
         raise InputError(
-            f"prompts must say more than the rare word {rare_word!r}, which CLIP does not know, "
+            f"prompts must say more than the rare word {rare_word!r}, which is left out for CLIP, "
             f"got {prompt!r}"
         )
     return words

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, CLIPModel, CLIPTokenizer, Dinov2Model, ViTModel
@@ -65,12 +65,13 @@ class ClipBackbone:
     def _check_tokenizer(self, name: str) -> None:
         """Without files transformers makes one up, of the marks of begin and end alone, to which
         all texts are the same."""
-        found, known = len(self.tokenizer), self.network.config.text_config.vocab_size
-        if not len(self.tokenizer.all_special_tokens) < found <= known:
+        known = self.network.config.text_config.vocab_size
+        one, other = self.tokenizer(["a", "b"]).input_ids
+        if one == other or max(one + other) >= known:
             raise InputError(
-                f"clip {name!r} must have the tokenizer of its model: the model knows {known} "
-                f"tokens, and what is there has {found}; save_pretrained of the tokenizer writes "
-                "its files into the folder"
+                f"clip {name!r} must have the tokenizer of its model, of {known} tokens, and has "
+                f"one of {len(self.tokenizer)}: where it is a folder, save_pretrained of the "
+                f"tokenizer writes its files into it, and `hf download {name}` gets a hub's"
             )
 
     @torch.no_grad()
@@ -117,7 +118,7 @@ def _check_there(argument: str, name: str) -> None:
         raise InputError(
             f"{argument} {name!r}: there is no such folder, and it is not a hub id"
         ) from error
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (OSError, ValueError, HTTPError) as error:  # a proxy's refusal is the last alone
         raise InputError(_not_there(argument, name, "configuration", error)) from error
 
 

@@ -63,7 +63,7 @@ def open_folder(name: str, folder: Path, tokenizers: bool = True) -> Model:
 def open_hub(name: str) -> Model:
     """The model with this id on the hub of Hugging Face, downloaded if it is not there yet."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HTTPError
 
     wanted = ["model_index.json", "scheduler/*", "tokenizer*/*", "*/config.json"]
     try:
@@ -80,7 +80,7 @@ def open_hub(name: str) -> Model:
                     shards = {f"{component}/{shard.name}" for shard in _shards(name, folder / file)}
                     snapshot_download(name, allow_patterns=sorted(shards))
                 break
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise InputError(
             f"model {name!r}: cannot get it from the hub: {first_line(error)}"
         ) from error

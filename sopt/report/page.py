@@ -30,8 +30,8 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
     Args:
         runs: Run folders; a run that is not finished is shown as far as it got.
         output: File to write; if not given ``report.html`` in the run's folder, or
-            ``comparison.html`` in the current folder for several runs. A file of that name is
-            replaced if it is a report, and refused otherwise.
+            ``comparison.html`` in the current folder for several runs; ``.html``. A file of that
+            name is replaced if it is a report, and refused otherwise.
 
     Returns:
         The file: no script, no address but those of pictures inside it.
@@ -50,7 +50,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
     if output is None:
         output = read[0].path / REPORT if len(read) == 1 else Path("comparison.html")
     file = Path(output)
-    if file.suffix != ".html":
+    if file.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"output must be a .html file, got {str(file)!r}")
     text = page(read)
     try:
@@ -172,7 +172,7 @@ def _figures(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
         element("tr", element("th", name, scope="row"), *(element("td", each) for each in values))
         for name, values in rows.items()
     ]
-    note = "Losses of two branches, or two schedules, do not compare: they are of other timesteps."
+    note = "Losses of two branches or schedules cannot be compared: they are of other timesteps."
     return join(
         element("div", element("table", head, *lines), class_="wide"),
         element("p", note, class_="quiet"),

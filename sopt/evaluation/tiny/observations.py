@@ -44,7 +44,7 @@ class Observation:
         """ "holds" or "does not hold" where the whole interval says so, else "undecided"; and what
         is missing for an interval."""
         if found is None:
-            return "not run"
+            return "no runs in common"
         if found.low is None or found.high is None:
             return "undecided: one subject"
         if self.gain is not None and (gain is None or gain.low is None or gain.low <= 0):

@@ -145,10 +145,10 @@ def _train(task: Task, method: Method, seed: int, settings: Mapping[str, Any], f
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the captions of the pictures, which every run would tell again."""
+    """Warnings alone: every run would tell the captions of its pictures again."""
     package = logging.getLogger("sopt")
     level = package.level
-    package.setLevel(logging.WARNING)
+    package.setLevel(max(level, logging.WARNING))
     try:
         yield
     finally:

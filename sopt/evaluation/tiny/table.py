@@ -28,7 +28,7 @@ def basis(analysis: Mapping[str, Any]) -> str:
         f"in {protocol['sampling_steps']} steps"
     ]
     if not analysis["tuned"]:
-        notes.append("**the methods are not tuned**: rates that a search chose for most")
+        notes.append("**the methods are not tuned**, or not all of them")
     everything = analysis["subjects"] * analysis["seeds"]
     if any(each["runs"] < everything for each in analysis["methods"].values()):
         notes.append("**not all runs of these are done**, the last column has their number")
