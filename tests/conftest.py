@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible():
+    """Shells let what they start in the background ignore Ctrl-C, which some tests send."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

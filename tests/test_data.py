@@ -82,7 +82,7 @@ def test_a_long_list_of_stray_files_is_cut(folder):
     noise_image().save(folder / "dog.png")
     for number in range(25):
         (folder / f"{number:02}.txt").touch()
-    with pytest.warns(UserWarning, match=r"09\.txt and 15 more$"):
+    with pytest.warns(UserWarning, match=r"09\.txt and 15 more \(pictures are "):
         load_pictures(folder, PROMPT)
 
 
