@@ -38,14 +38,13 @@ def is_described(value: Any) -> bool:
 
 def settings_of_run(folder: Path) -> dict[str, Any]:
     """The settings of the run whose folder it is, unchecked; none if there was no run in it, but
-    perhaps a file of that name which is another program's, or damaged."""
+    perhaps a file of that name which is another program's.
+
+    Raises:
+        InputError: They are damaged.
+    """
     file = folder / OF_A_RUN
-    if not file.is_file():
-        return {}
-    try:
-        settings = read_yaml(file)
-    except InputError:
-        return {}
+    settings = read_yaml(file) if file.is_file() else {}
     return settings if settings.keys() >= _IN_EVERY_RUN else {}
 
 

@@ -297,7 +297,7 @@ def test_the_sample_from_before_a_runs_training_is_refused(
     (tmp_path / "link").symlink_to(samples)
     monkeypatch.chdir(samples if images == "." else tmp_path)
     config = tmp_path / "run" / "config.yaml"
-    config.write_text("[of, another, program]")
+    config.write_text("of: another program")
     sopt.evaluate(images, picture(1), prompts="a dog", **backbones)
     settings = dict.fromkeys(("model", "images", "prompt", "output"), "x")
     config.write_text(json.dumps(settings))  # JSON is YAML

@@ -239,6 +239,15 @@ def test_a_bad_adapter_file_is_refused(model, tmp_path, run_folder):
         generate(model, tmp_path, prompt=PROMPT)
 
 
+def test_damaged_settings_of_a_run_are_told(tmp_path, run_folder):
+    """Without them the model would be the bundled one."""
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    for text, message in [("", "must be a mapping"), ("model: [", "is not a YAML file")]:
+        (run / "config.yaml").write_text(text)
+        with pytest.raises(InputError, match=rf"config\.yaml {message}"):
+            generate(adapter=run, prompt=PROMPT)
+
+
 def test_pictures_that_are_not_finite_are_refused(model, tmp_path, run_folder):
     tensors, metadata = load_tensors(run_folder / DIFFUSERS_FILE)
     damaged = {name: torch.full_like(tensor, math.nan) for name, tensor in tensors.items()}
